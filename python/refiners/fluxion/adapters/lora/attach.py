@@ -1,0 +1,189 @@
+"""Finding the layers that low-rank updates belong to, by shape and order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora.adapter import LoraAdapter
+from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
+
+
+class _Slot:
+    """A layer that updates can be attached to."""
+
+    __slots__ = ("adapter", "layer", "names", "parent")
+
+    def __init__(self, layer: fl.WeightedModule, parent: fl.Chain) -> None:
+        self.layer = layer
+        self.parent = parent
+        self.adapter = parent if isinstance(parent, LoraAdapter) else None
+        self.names = set(self.adapter.names) if self.adapter is not None else set[str]()
+
+    def accepts(self, lora: Lora[Any]) -> bool:
+        """Whether the layer is of the kind and shape of the update, and has none of its name."""
+        is_free = isinstance(self.layer, type(lora.up)) and lora.name not in self.names
+        return is_free and lora.is_compatible(self.layer)
+
+    def attach(self, lora: Lora[Any]) -> LoraAdapter:
+        """Add the update to the adapter of the layer, or make one, which is not injected yet."""
+        if isinstance(lora, Conv2dLora) and isinstance(self.layer, fl.Conv2d):
+            # The layer and its update must give results of one size.
+            lora.down.stride = self.layer.stride
+            lora.stride = (self.layer.stride[0], lora.stride[1])
+        self.names.add(lora.name)
+        if self.adapter is not None:
+            self.adapter.add_lora(lora)
+            return self.adapter
+        self.adapter = LoraAdapter(self.layer, lora)
+        return self.adapter
+
+
+def _walk_slots(target: fl.Chain, include: list[str] | None, exclude: list[str] | None) -> Iterator[_Slot]:
+    """Yield the layers below a chain in the order of `walk`, with an included and without an excluded ancestor."""
+    included, excluded = set(include or ()), set(exclude or ())
+
+    def descend(chain: fl.Chain, is_included: bool) -> Iterator[_Slot]:
+        name = type(chain).__name__
+        if isinstance(chain, Lora) or name in excluded:
+            return
+        is_included = is_included or name in included
+        for child in chain:
+            if isinstance(child, fl.Chain):
+                yield from descend(child, is_included)
+            elif is_included and isinstance(child, fl.WeightedModule):
+                yield _Slot(child, chain)
+
+    above = {type(chain).__name__ for chain in target.get_parents()}
+    if not above & excluded:
+        yield from descend(target, include is None or bool(above & included))
+
+
+def _shape_of(module: fl.Module) -> Hashable:
+    """Return what a layer and its update have in common; `None` for updates that decide in a way of their own."""
+    if isinstance(module, fl.Linear) or type(module) is LinearLora:
+        return fl.Linear, module.in_features, module.out_features
+    if isinstance(module, fl.Conv2d) or type(module) is Conv2dLora:
+        return fl.Conv2d, module.in_channels, module.out_channels
+    return None
+
+
+class _Slots:
+    """The free layers of a tree, found in one walk: by shape, and in the order of the tree within a shape."""
+
+    def __init__(self, target: fl.Chain, include: list[str] | None, exclude: list[str] | None) -> None:
+        self.all = list(_walk_slots(target, include, exclude))
+        self.by_shape: defaultdict[Hashable, list[_Slot]] = defaultdict(list)
+        for slot in self.all:
+            self.by_shape[_shape_of(slot.layer)].append(slot)
+        self.next_free: defaultdict[tuple[Hashable, str], int] = defaultdict(int)
+
+    def take(self, lora: Lora[Any]) -> _Slot | None:
+        """Return the first layer of the shape of an update that has none of its name, and pass over it from then on."""
+        shape = _shape_of(lora)
+        if shape is None:
+            return next((slot for slot in self.all if slot.accepts(lora)), None)
+        slots = self.by_shape[shape]
+        key = shape, lora.name
+        for index in range(self.next_free[key], len(slots)):
+            if lora.name not in slots[index].names:
+                self.next_free[key] = index + 1
+                return slots[index]
+        self.next_free[key] = len(slots)
+        return None
+
+
+def attach_first(
+    lora: Lora[Any], target: fl.Chain, include: list[str] | None, exclude: list[str] | None
+) -> tuple[LoraAdapter, fl.Chain | None] | None:
+    """Attach one update to the first free layer that it fits; see `Lora.auto_attach`."""
+    for slot in _walk_slots(target, include, exclude):
+        if slot.accepts(lora):
+            parent = None if slot.adapter is not None else slot.parent
+            return slot.attach(lora), parent
+    return None
+
+
+def auto_attach_loras(
+    loras: dict[str, Lora[Any]],
+    target: fl.Chain,
+    /,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    sanity_check: bool = True,
+    debug_map: list[tuple[str, str]] | None = None,
+) -> list[str]:
+    """Attach updates to the layers below a chain: the n-th of a shape goes to the n-th free layer of that shape.
+
+    Keys play no part, so the updates must come in the order of the tree. One walk serves the whole set.
+
+    Args:
+        loras: The updates by key.
+        target: Where to look for layers.
+        include: If given, only layers with an ancestor of one of these class names.
+        exclude: No layers with an ancestor of one of these class names.
+        sanity_check: Whether each update must find a layer, and each layer of a shape an update.
+        debug_map: Extended with the key and the path of the layer (or of its adapter, if it had one) of each update.
+
+    Returns:
+        The keys that found no layer.
+
+    Raises:
+        ValueError: If the sanity check fails; the tree is as it was.
+    """
+    slots = _Slots(target, include, exclude)
+    attached: list[_Attachment] = []
+    try:
+        failed = [key for key, lora in loras.items() if not _attach(key, lora, slots, attached, debug_map)]
+        if sanity_check:
+            _check_one_to_one(loras, slots, failed)
+    except BaseException:
+        _detach(attached)
+        raise
+    return failed
+
+
+_Attachment = tuple[Lora[Any], LoraAdapter, bool]  # the update, the adapter of its layer, and whether that is new
+
+
+def _attach(
+    key: str,
+    lora: Lora[Any],
+    slots: _Slots,
+    attached: list[_Attachment],
+    debug_map: list[tuple[str, str]] | None,
+) -> bool:
+    slot = slots.take(lora)
+    if slot is None:
+        return False
+    is_new = slot.adapter is None
+    if debug_map is not None:
+        path = slot.layer.get_path(slot.parent) if slot.adapter is None else slot.adapter.get_path()
+        debug_map.append((key, path))
+    adapter = slot.attach(lora)
+    if is_new:
+        adapter.inject(slot.parent)
+    attached.append((lora, adapter, is_new))
+    return True
+
+
+def _check_one_to_one(loras: dict[str, Lora[Any]], slots: _Slots, failed: list[str]) -> None:
+    total = len(loras)
+    if failed:
+        raise ValueError(
+            f"sanity check failed: {total - len(failed)} / {total} LoRA layers attached, {len(failed)} failed"
+        )
+    twice = sum(slots.take(lora) is not None for lora in loras.values())
+    if twice:
+        raise ValueError(
+            f"sanity check failed: {twice} / {total} LoRA layers attached twice, {total - twice} skipped"
+        )
+
+
+def _detach(attached: list[_Attachment]) -> None:
+    for lora, adapter, is_new in reversed(attached):
+        if is_new:
+            adapter.eject()
+        adapter.remove(lora)

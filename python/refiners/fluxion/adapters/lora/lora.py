@@ -1,0 +1,321 @@
+"""The low-rank update of one layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from torch import Tensor, device as Device, dtype as DType, nn
+from torch.nn.init import normal_, zeros_
+
+import refiners.fluxion.layers as fl
+
+if TYPE_CHECKING:
+    from refiners.fluxion.adapters.lora.adapter import LoraAdapter
+
+T = TypeVar("T", bound=fl.WeightedModule)
+
+
+class Lora(Generic[T], fl.Chain, ABC):
+    """Compute `scale * up(down(x))`, the low-rank update of a layer.
+
+    See [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685), section 4.1. A fresh update is zero.
+
+    Args:
+        name: What the update is called where several share a layer.
+        rank: The inner dimension.
+        scale: The multiplier (dimensionless).
+        device: Where the weights are created.
+        dtype: Their dtype.
+
+    Raises:
+        ValueError: If the rank is not positive.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        /,
+        rank: int = 16,
+        scale: float = 1.0,
+        device: Device | str | None = None,
+        dtype: DType | None = None,
+    ) -> None:
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self.name = name
+        self._rank = rank
+        self._scale: float | Tensor = scale
+        super().__init__(*self.lora_layers(device=device, dtype=dtype), fl.Multiply(scale))
+        self.reset_parameters()
+
+    @abstractmethod
+    def lora_layers(self, device: Device | str | None = None, dtype: DType | None = None) -> tuple[T, T]:
+        """Create the layers `down` and `up`."""
+
+    @abstractmethod
+    def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
+        """Whether the update can be added to a layer."""
+
+    @property
+    def down(self) -> T:
+        """The layer into the inner dimension: the matrix A of the paper."""
+        return self[0]  # pyright: ignore[reportReturnType]
+
+    @property
+    def up(self) -> T:
+        """The layer out of the inner dimension: the matrix B of the paper."""
+        return self[1]  # pyright: ignore[reportReturnType]
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return self._rank
+
+    @property
+    def scale(self) -> float | Tensor:
+        """The multiplier: a number, or a tensor of shape [batch] or [batch, tokens] with one for each row."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, value: float | Tensor) -> None:
+        multiply = self.ensure_find(fl.Multiply)
+        self._scale = value
+        multiply.scale = value  # pyright: ignore[reportAttributeAccessIssue]
+
+    def reset_parameters(self) -> None:
+        """Draw `down` from a normal distribution of standard deviation 1 / rank, and set `up` to zero."""
+        normal_(tensor=self.down.weight, std=1 / self.rank)
+        zeros_(tensor=self.up.weight)
+
+    def forward(self, *args: Any) -> Any:
+        if not isinstance(self._scale, Tensor) or self._scale.ndim == 0:
+            return super().forward(*args)
+        update = self.up(self.down(*args))
+        return update * self._scale.reshape(*self._scale.shape, *[1] * (update.ndim - self._scale.ndim)).to(update)
+
+    @classmethod
+    def from_weights(cls, name: str, /, down: Tensor, up: Tensor) -> Lora[Any]:
+        """Make an update from its weights: a `LinearLora` from 2-D ones, a `Conv2dLora` from 4-D ones.
+
+        The tensors become the parameters: nothing is initialised, no random number is drawn.
+
+        Args:
+            name: The name of the update.
+            down: Shape [rank, in], or [rank, in, height, width].
+            up: Shape [out, rank], or [out, rank, height, width].
+
+        Raises:
+            ValueError: If the number of dimensions is another.
+            AssertionError: If the ranks of the two differ.
+        """
+        if (down.ndim, up.ndim) == (2, 2):
+            return LinearLora.from_weights(name, down, up)
+        if (down.ndim, up.ndim) == (4, 4):
+            return Conv2dLora.from_weights(name, down, up)
+        raise ValueError(f"Unsupported weight shapes: up={tuple(up.shape)}, down={tuple(down.shape)}")
+
+    @classmethod
+    def from_dict(cls, name: str, /, state_dict: dict[str, Tensor]) -> dict[str, Lora[Any]]:
+        """Make updates from the weights of a file, taken two by two in their order: down, then up.
+
+        Args:
+            name: The name of all the updates.
+            state_dict: Tensors by key. Keys without `.weight`, such as `.alpha`, are passed over.
+
+        Returns:
+            The updates by key, without the last two parts: `a.b` for `a.b.lora_down.weight`.
+        """
+        weights = {key: tensor for key, tensor in state_dict.items() if ".weight" in key}
+        pairs = zip(*[iter(weights.items())] * 2)
+        return {
+            ".".join(key.split(".")[:-2]): cls.from_weights(name, down=down, up=up) for (key, down), (_, up) in pairs
+        }
+
+    def load_weights(self, down_weight: Tensor, up_weight: Tensor) -> None:
+        """Replace the weights, in the dtype and on the device of the present ones (without a copy if they agree).
+
+        Raises:
+            AssertionError: If a shape differs; nothing was replaced.
+        """
+        for label, layer, weight in (("down", self.down, down_weight), ("up", self.up, up_weight)):
+            if weight.shape != layer.weight.shape:
+                raise AssertionError(
+                    f"{label}_weight must have shape {tuple(layer.weight.shape)}, got {tuple(weight.shape)}"
+                )
+        for layer, weight in ((self.down, down_weight), (self.up, up_weight)):
+            layer.weight = nn.Parameter(weight.to(device=layer.device, dtype=layer.dtype), layer.weight.requires_grad)
+
+    def auto_attach(
+        self, target: fl.Chain, include: list[str] | None = None, exclude: list[str] | None = None
+    ) -> tuple[LoraAdapter, fl.Chain | None] | None:
+        """Find the first free layer below a chain that the update fits; see `auto_attach_loras` for whole sets.
+
+        Args:
+            target: Where to look.
+            include: If given, only layers with an ancestor of one of these class names.
+            exclude: No layers with an ancestor of one of these class names.
+
+        Returns:
+            The adapter of the layer, and the chain to inject it into (`None` if the layer had an adapter already, to
+            which the update was added); or `None` if no layer was found.
+        """
+        from refiners.fluxion.adapters.lora.attach import attach_first
+
+        return attach_first(self, target, include, exclude)
+
+    def _post_structural_copy(self, source: Lora[T]) -> None:
+        # The scale belongs to the copy: the layer that applies it must not be shared.
+        self.replace(self.ensure_find(fl.Multiply), fl.Multiply(source._scale))  # pyright: ignore
+
+
+class LinearLora(Lora[fl.Linear]):
+    """The low-rank update of a linear layer.
+
+    Args:
+        name: What the update is called where several share a layer.
+        in_features: The input dimension of the layer.
+        out_features: Its output dimension.
+        rank: The inner dimension.
+        scale: The multiplier (dimensionless).
+        device: Where the weights are created.
+        dtype: Their dtype.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        /,
+        in_features: int,
+        out_features: int,
+        rank: int = 16,
+        scale: float = 1.0,
+        device: Device | str | None = None,
+        dtype: DType | None = None,
+    ) -> None:
+        self.in_features = in_features
+        self.out_features = out_features
+        super().__init__(name, rank=rank, scale=scale, device=device, dtype=dtype)
+
+    @classmethod
+    def from_weights(cls, name: str, /, down: Tensor, up: Tensor) -> LinearLora:
+        _check_weights(down, up, ndim=2)
+        (rank, in_features), out_features = down.shape, up.shape[0]
+        lora = cls(name, in_features=in_features, out_features=out_features, rank=rank, device="meta")
+        return _with_weights(lora, down, up)
+
+    def lora_layers(
+        self, device: Device | str | None = None, dtype: DType | None = None
+    ) -> tuple[fl.Linear, fl.Linear]:
+        return (
+            fl.Linear(self.in_features, self.rank, bias=False, device=device, dtype=dtype),
+            fl.Linear(self.rank, self.out_features, bias=False, device=device, dtype=dtype),
+        )
+
+    def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
+        return (
+            isinstance(layer, fl.Linear)
+            and layer.in_features == self.in_features
+            and layer.out_features == self.out_features
+        )
+
+
+class Conv2dLora(Lora[fl.Conv2d]):
+    """The low-rank update of a convolution.
+
+    Args:
+        name: What the update is called where several share a layer.
+        in_channels: The input channels of the layer.
+        out_channels: Its output channels.
+        rank: The inner number of channels.
+        scale: The multiplier (dimensionless).
+        kernel_size: The (square) kernel sizes of `down` and `up`.
+        stride: Their strides.
+        padding: Their paddings, in pixels.
+        device: Where the weights are created.
+        dtype: Their dtype.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        /,
+        in_channels: int,
+        out_channels: int,
+        rank: int = 16,
+        scale: float = 1.0,
+        kernel_size: tuple[int, int] = (1, 3),
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 1),
+        device: Device | str | None = None,
+        dtype: DType | None = None,
+    ) -> None:
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        super().__init__(name, rank=rank, scale=scale, device=device, dtype=dtype)
+
+    @classmethod
+    def from_weights(cls, name: str, /, down: Tensor, up: Tensor) -> Conv2dLora:
+        _check_weights(down, up, ndim=4)
+        kernel_size = (down.shape[2], up.shape[2])
+        lora = cls(
+            name,
+            in_channels=down.shape[1],
+            out_channels=up.shape[0],
+            rank=down.shape[0],
+            kernel_size=kernel_size,
+            padding=(1 if kernel_size[0] == 3 else 0, 1 if kernel_size[1] == 3 else 0),
+            device="meta",
+        )
+        return _with_weights(lora, down, up)
+
+    def lora_layers(
+        self, device: Device | str | None = None, dtype: DType | None = None
+    ) -> tuple[fl.Conv2d, fl.Conv2d]:
+        down, up = (
+            fl.Conv2d(
+                in_channels=in_channels,
+                out_channels=out_channels,
+                kernel_size=self.kernel_size[index],
+                stride=self.stride[index],
+                padding=self.padding[index],
+                use_bias=False,
+                device=device,
+                dtype=dtype,
+            )
+            for index, (in_channels, out_channels) in enumerate(
+                ((self.in_channels, self.rank), (self.rank, self.out_channels))
+            )
+        )
+        return down, up
+
+    def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
+        """Whether the channels agree; if they do, `down` takes over the stride of the layer."""
+        if not (
+            isinstance(layer, fl.Conv2d)
+            and layer.in_channels == self.in_channels
+            and layer.out_channels == self.out_channels
+        ):
+            return False
+        self.down.stride = layer.stride
+        return True
+
+
+L = TypeVar("L", bound=Lora[Any])
+
+
+def _check_weights(down: Tensor, up: Tensor, ndim: int) -> None:
+    if down.ndim != ndim or up.ndim != ndim:
+        raise AssertionError(f"down and up must have {ndim} dimensions, got {down.ndim} and {up.ndim}")
+    if down.shape[0] != up.shape[1]:
+        raise AssertionError(f"Rank mismatch: down rank={down.shape[0]} and up rank={up.shape[1]}")
+
+
+def _with_weights(lora: L, down: Tensor, up: Tensor) -> L:
+    """Give weights to an update built on the meta device: both on the device and in the dtype of `up`."""
+    lora.down.weight = nn.Parameter(down.to(device=up.device, dtype=up.dtype))
+    lora.up.weight = nn.Parameter(up)
+    return lora

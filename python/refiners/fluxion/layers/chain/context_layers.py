@@ -1,0 +1,80 @@
+"""The leaves that read and write contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from refiners.fluxion.layers.module import ContextModule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def _identity(x: Any) -> Any:
+    return x
+
+
+class UseContext(ContextModule):
+    """Return an entry of a context, whatever the arguments.
+
+    Args:
+        context: The name of the context.
+        key: The entry.
+
+    Raises:
+        AssertionError: When called, if the context or the entry is not set.
+    """
+
+    def __init__(self, context: str, key: str) -> None:
+        super().__init__()
+        self.context = context
+        self.key = key
+        self.func: Callable[[Any], Any] = _identity
+
+    def forward(self, *_: Any) -> Any:
+        context = self.use_context(self.context)
+        if not context:
+            raise AssertionError(f"context {self.context} is unset")
+        value = context.get(self.key)
+        if value is None:
+            raise AssertionError(f"context entry {self.context}.{self.key} is unset")
+        return self.func(value)
+
+    def compose(self, func: Callable[[Any], Any]) -> Self:
+        """Return `func(entry)` instead of the entry. A second call replaces the function."""
+        self.func = func
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(context={self.context!r}, key={self.key!r})"
+
+
+class SetContext(ContextModule):
+    """Store the argument as an entry of a context, and return it.
+
+    Args:
+        context: The name of the context, declared by a chain above. Nothing happens while it is empty.
+        key: The entry.
+        callback: Called with the entry and the argument instead of storing the argument, to append to a list for
+            example; the entry must exist.
+    """
+
+    def __init__(self, context: str, key: str, callback: Callable[[Any, Any], Any] | None = None) -> None:
+        super().__init__()
+        self.context = context
+        self.key = key
+        self.callback = callback
+
+    def forward(self, x: Any) -> Any:
+        context = self.use_context(self.context)
+        if not context:
+            return x
+        if self.callback is None:
+            context[self.key] = x
+        else:
+            self.callback(context[self.key], x)
+        return x
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(context={self.context!r}, key={self.key!r})"

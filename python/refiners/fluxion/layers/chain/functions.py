@@ -1,0 +1,61 @@
+"""Leaves made of a function, and leaves that steer or stop a call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from refiners.fluxion.layers.chain.errors import ReturnException
+from refiners.fluxion.layers.module import ContextModule, Module
+
+
+class Lambda(Module):
+    """Call a function.
+
+    Args:
+        func: Any callable. A bound method of a chain is bound to the copy in a structural copy of that chain.
+    """
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        super().__init__()
+        self.func = func
+
+    def forward(self, *args: Any) -> Any:
+        return self.func(*args)
+
+    def __str__(self) -> str:
+        name = getattr(self.func, "__name__", "partial_function")
+        try:
+            signature = str(inspect.signature(self.func))
+        except (TypeError, ValueError):  # functions written in C may have none
+            signature = "(...)"
+        return f"{type(self).__name__}({name}{signature})"
+
+
+class Return(Module):
+    """End the call of the chain around this layer: its argument becomes the result of that chain."""
+
+    def forward(self, x: Any) -> Any:
+        raise ReturnException(x)
+
+
+class Breakpoint(ContextModule):
+    """Open the debugger, and return the argument (or the tuple of arguments).
+
+    Args:
+        vscode: Whether to use debugpy rather than the built-in `breakpoint()`.
+    """
+
+    def __init__(self, vscode: bool = True) -> None:
+        super().__init__()
+        self.vscode = vscode
+
+    def forward(self, *args: Any) -> Any:
+        if self.vscode:
+            import debugpy  # pyright: ignore
+
+            debugpy.breakpoint()  # pyright: ignore
+        else:
+            breakpoint()
+        return args[0] if len(args) == 1 else args
