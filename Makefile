@@ -83,9 +83,9 @@ $(VENV)/.torch:
 	$(PIP) '$(TORCH)'
 	@touch $@
 
-$(VENV)/.refiners-requirements: pyproject.toml scripts/build_requirements.py $(TORCH_READY)
+$(VENV)/.refiners-requirements: pyproject.toml $(TORCH_READY)
 	@$(RUN) -c 'import torch' || { echo "VENV=$(VENV): no torch there" >&2; exit 1; }
-	$(RUN) scripts/build_requirements.py | $(PIP) --requirement /dev/stdin
+	$(PIP) 'setuptools>=77' wheel ninja
 	REFINERS_BUILD_NATIVE=0 $(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
 
