@@ -1,0 +1,7 @@
+"""The operators: each runs everywhere through torch, and faster where the native library has a kernel for it."""
+
+from refiners.ops.library import NativeLibraryWarning
+from refiners.ops.lora_block import lora_block_cache, prepare_lora_block
+from refiners.ops.lora_linear import lora_linear
+
+__all__ = ["NativeLibraryWarning", "lora_block_cache", "lora_linear", "prepare_lora_block"]

@@ -1,0 +1,129 @@
+"""The native library: loaded once, where it is there and fits; where not, one warning, and torch does all the work."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from refiners.ops.library_file import BuildRecord, UnusableLibraryError, check_record, read_record
+from refiners.ops.settings import ISAS, OPERATORS, Settings, read_settings
+
+LIBRARY = torch.library.Library("refiners", "DEF")
+CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PACKAGE = Path(__file__).parent.parent
+_ADVICE = "Everything works through torch, slower; to build it: pip install . (see CONTRIBUTING.md)."
+
+
+class NativeLibraryWarning(UserWarning):
+    """The native library, or a variable that steers it, is not as one would expect; results do not change."""
+
+
+class NativeLibrary:
+    """The state of the native library in this process.
+
+    Attributes:
+        path: The library file, if there is one.
+        record: How it was built, if that can be read.
+        problem: Why it is not used, or None.
+        isa: The instruction set that the CPU kernels use, one of `settings.ISAS`.
+        isa_reason: Why this one.
+    """
+
+    def __init__(self, package: Path = PACKAGE, settings: Settings | None = None) -> None:
+        self.settings = read_settings() if settings is None else settings
+        self.path: Path | None = next(iter(sorted(package.glob("_C.*"))), None)
+        self.record: BuildRecord | None = None
+        self.problem: str | None = None
+        self.isa = "portable"
+        self.isa_reason = "the native library is not loaded"
+        self._functions: ctypes.CDLL | None = None
+        try:
+            self._load(package)
+        except (UnusableLibraryError, OSError, RuntimeError) as error:
+            self.problem = f"{self.path} cannot be used: {str(error).strip()}" if self.path else str(error)
+            built = f" It is {self.record}." if self.record else ""
+            warn(f"The native library of refiners is not used. {self.problem.rstrip('.')}.{built} {_ADVICE}")
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the library runs in this process."""
+        return self._functions is not None
+
+    def _load(self, package: Path) -> None:
+        for problem in self.settings.problems:
+            warn(f"{problem}. It is ignored.")
+        if self.settings.disabled >= set(OPERATORS):
+            self.problem = "REFINERS_DISABLE_NATIVE names every operator"
+            return
+        if self.path is None:
+            raise UnusableLibraryError(_why_missing(package))
+        self.record = read_record(self.path)
+        check_record(self.record)
+        torch.ops.load_library(self.path)
+        self._functions = _bind(ctypes.CDLL(str(self.path)))
+        for name in self.settings.disabled:
+            self.use_kernels(name, False)
+        best = ISAS[self._functions.refiners_best_cpu_isa()]
+        self.isa, self.isa_reason = best, "the best that this CPU and the library have"
+        if self.settings.isa is not None:
+            self._force(self.settings.isa, best)
+
+    def _force(self, isa: str, best: str) -> None:
+        if self.use_isa(isa):
+            self.isa_reason = f"REFINERS_CPU_ISA={isa}"
+        else:
+            self.isa_reason = f"REFINERS_CPU_ISA={isa}, which this CPU or this build lacks; {best} is the best there is"
+            warn(f"{self.isa_reason}. It is used.")
+
+    def use_isa(self, isa: str) -> bool:
+        """Let the CPU kernels use an instruction set from now on; False, and nothing changes, where that cannot be."""
+        if isa not in ISAS:
+            raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {isa}")
+        if self._functions is None:
+            return isa == "portable"
+        if self._functions.refiners_use_cpu_isa(ISAS.index(isa)):
+            return False
+        self.isa, self.isa_reason = isa, "chosen by the program"
+        return True
+
+    def use_kernels(self, operator: str, enabled: bool) -> None:
+        """Switch the kernels of an operator on or off."""
+        if self._functions is not None:
+            self._functions.refiners_use_kernels(operator.encode(), int(enabled))
+
+    def uses_cuda_kernels(self, operator: str, dtype: torch.dtype) -> bool:
+        """Whether the kernels of an operator run for this dtype on a CUDA device."""
+        built = self.record is not None and self.record.cuda is not None
+        return self.loaded and built and operator not in self.settings.disabled and dtype in CUDA_DTYPES
+
+    def explain_lora_linear(self, dtype: str, has_block: bool) -> tuple[str, str]:
+        """Give what `lora_linear` does on the CPU with this dtype, and the reason."""
+        if self._functions is None:
+            return "portable", self.problem or ""
+        plan, reason = self._functions.refiners_explain_lora_linear(dtype.encode(), int(has_block)).decode().split(": ", 1)
+        return plan, reason
+
+
+def _bind(functions: ctypes.CDLL) -> ctypes.CDLL:
+    functions.refiners_explain_lora_linear.restype = ctypes.c_char_p
+    return functions
+
+
+def _why_missing(package: Path) -> str:
+    note = package / "_build_note.txt"  # written by setup.py where it could not build
+    return note.read_text().strip() if note.exists() else f"It was not built: there is no _C library in {package}"
+
+
+def warn(message: str) -> None:
+    """Warn; where warnings are errors, print instead: a missing library never stops an import."""
+    try:
+        warnings.warn(message, NativeLibraryWarning, stacklevel=2)
+    except NativeLibraryWarning:
+        print(f"NativeLibraryWarning: {message}", file=sys.stderr)
+
+
+native = NativeLibrary()

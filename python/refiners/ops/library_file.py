@@ -1,0 +1,76 @@
+"""What a library file says about its own build, read without loading it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from packaging.version import Version
+
+INTERFACE = 1  # of the library's functions and the operators' schemas: raise it, and `interface` in setup.py, with them
+MAGIC = b"REFINERS"
+_TAIL = struct.Struct("<II8s")  # length of the record, checksum of all before this tail, MAGIC
+
+
+class BuildRecord(NamedTuple):
+    """How a library was built, as setup.py wrote it behind the linked file."""
+
+    version: str
+    interface: int
+    machine: str
+    python: str
+    torch: str
+    torch_minimum: str
+    compiler: str
+    isas: list[str]
+    cuda: str | None
+    cuda_architectures: list[str]
+
+    def __str__(self) -> str:
+        cuda = f"CUDA {self.cuda} for {' '.join(self.cuda_architectures)}" if self.cuda else "no CUDA"
+        return (
+            f"refiners {self.version} for {self.machine}, built against torch {self.torch} by {self.compiler}, "
+            f"Python {self.python}, {cuda}, CPU kernels {' '.join(self.isas) or 'none'}"
+        )
+
+
+class UnusableLibraryError(Exception):
+    """A library file that must not be loaded, with the reason."""
+
+
+def seal(path: Path, record: dict[str, Any]) -> None:
+    """Write a record and a checksum behind a linked library."""
+    text = json.dumps(record).encode()
+    body = path.read_bytes() + text
+    path.write_bytes(body + _TAIL.pack(len(text), zlib.crc32(body), MAGIC))
+
+
+def read_record(path: Path) -> BuildRecord:
+    """Read the record of a library.
+
+    Raises:
+        UnusableLibraryError: If the file is not what setup.py wrote. Loading a damaged file can end the process.
+    """
+    content = path.read_bytes()
+    length, checksum, magic = _TAIL.unpack(content[-_TAIL.size :].rjust(_TAIL.size, b"\0"))
+    body = content[: -_TAIL.size]
+    if magic != MAGIC:
+        raise UnusableLibraryError("it is damaged or was not built by setup.py: it does not end in a build record")
+    if zlib.crc32(body) != checksum:
+        raise UnusableLibraryError("it is damaged: its checksum is wrong")
+    return BuildRecord(**json.loads(body[len(body) - length :]))
+
+
+def check_record(record: BuildRecord) -> None:
+    """Raise `UnusableLibraryError` where a library was built for something else than what is running."""
+    if record.machine != platform.machine():
+        raise UnusableLibraryError(f"it was built for {record.machine}, this machine is {platform.machine()}")
+    if record.interface != INTERFACE:
+        raise UnusableLibraryError(f"it has interface {record.interface}, this version of refiners needs {INTERFACE}")
+    if Version(torch.__version__).release < Version(record.torch_minimum).release:
+        raise UnusableLibraryError(f"it needs torch >= {record.torch_minimum}, this is torch {torch.__version__}")

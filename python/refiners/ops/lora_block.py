@@ -1,0 +1,132 @@
+"""The blocks of `lora_linear`: weight and updates side by side, kept while their tensors stay as they are."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refiners.ops.library import native
+from refiners.ops.lora_linear_checks import padded_rank
+
+_SHARE = 4  # the blocks take at most one part in four of the memory of the machine
+
+
+class _Entry(NamedTuple):
+    state: tuple[Any, ...]
+    block: Tensor
+    owners: list[weakref.ref[Tensor]]  # their callbacks drop the entry
+
+
+class LoraBlockCache:
+    """A bounded store of blocks; the least recently used goes first.
+
+    A block belongs to the very tensors it was made of: it is found while they live and no in-place change, cast or move
+    has touched them, and dropped with them.
+
+    Args:
+        limit: The bytes it may hold.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._entries: OrderedDict[tuple[int, ...], _Entry] = OrderedDict()
+        self._lock = threading.RLock()  # re-entrant: a tensor may be collected, and its entry dropped, at any moment
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that the blocks take."""
+        with self._lock:
+            return sum(entry.block.nbytes for entry in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def clear(self) -> None:
+        """Drop all blocks."""
+        with self._lock:
+            self._entries.clear()
+
+    def get(self, weight: Tensor, ups: Sequence[Tensor]) -> Tensor | None:
+        """Give the block of these tensors, made now if need be; None where it would exceed the limit."""
+        tensors = (weight, *ups)
+        key, state = tuple(id(tensor) for tensor in tensors), tuple(_state(tensor) for tensor in tensors)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and entry.state == state:
+                self._entries.move_to_end(key)
+                return entry.block
+            self._drop(key)
+            size = weight.shape[0] * (weight.shape[1] + padded_rank(ups)) * weight.element_size()
+            if size > self.limit:
+                return None
+            while self.bytes + size > self.limit:
+                self._entries.popitem(last=False)
+            owners = [weakref.ref(tensor, lambda _: self._drop(key)) for tensor in tensors]
+            self._entries[key] = _Entry(state, make_block(weight, ups), owners)
+            return self._entries[key].block
+
+    def _drop(self, key: tuple[int, ...]) -> None:
+        with self._lock:
+            self._entries.pop(key, None)
+
+
+def make_block(weight: Tensor, ups: Sequence[Tensor]) -> Float[Tensor, "out_features in_features+rank"]:
+    """Write a weight and its updates side by side, with columns of zeros up to a multiple of 8."""
+    padding = padded_rank(ups) - sum(up.shape[1] for up in ups)
+    with torch.no_grad():
+        return torch.cat([weight, *ups, weight.new_zeros(weight.shape[0], padding)], dim=1)
+
+
+def prepare_lora_block(
+    weight: Float[Tensor, "out_features in_features"], ups: Sequence[Float[Tensor, "out_features rank"]]
+) -> Float[Tensor, "out_features in_features+rank"] | None:
+    """Give the `block` argument for `lora_linear`, where one makes it faster.
+
+    Blocks are kept, so that only the first call after a change copies the weight. `REFINERS_CACHE_MIB` bounds what
+    they take; the default is a quarter of the machine's memory.
+
+    Args:
+        weight: The weight of the layer.
+        ups: The matrices B of the updates.
+
+    Returns:
+        The block, or None: where `lora_linear` would not use it on this device and dtype, while compiling, while
+        gradients are recorded for one of the tensors (it would be made anew each step), for tensors without a version
+        counter (those made in inference mode, where a change would go unseen), and where it would not fit.
+    """
+    tensors = (weight, *ups)
+    if torch.compiler.is_compiling() or not ups or any(tensor.is_inference() for tensor in tensors):
+        return None
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return None
+    return lora_block_cache.get(weight, ups) if _block_is_used(weight) else None
+
+
+def _block_is_used(weight: Tensor) -> bool:
+    if weight.device.type != "cpu":
+        return weight.is_cuda and native.uses_cuda_kernels("lora_linear", weight.dtype)
+    return native.explain_lora_linear(str(weight.dtype).removeprefix("torch."), has_block=True)[0] == "block"
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()  # pyright: ignore[reportPrivateUsage]
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _limit() -> int:
+    mib = native.settings.cache_mib
+    return _memory() // _SHARE if mib is None else mib << 20
+
+
+lora_block_cache = LoraBlockCache(_limit())

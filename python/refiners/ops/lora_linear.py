@@ -1,0 +1,98 @@
+"""A linear layer with any number of low-rank updates, in one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from refiners.ops.library import LIBRARY
+from refiners.ops.lora_linear_backward import backward, per_row, save_for_backward
+from refiners.ops.lora_linear_checks import check_lora_linear
+
+_ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor[] downs, Tensor[] ups, Tensor scale, Tensor? block=None)"
+LIBRARY.define(f"lora_linear{_ARGUMENTS} -> Tensor")
+LIBRARY.define(f"_lora_linear_portable{_ARGUMENTS} -> Tensor")  # what a kernel calls that refuses its arguments
+
+
+def lora_linear(
+    x: Float[Tensor, "*batch in_features"],
+    weight: Float[Tensor, "out_features in_features"],
+    bias: Float[Tensor, "out_features"] | None,
+    downs: Sequence[Float[Tensor, "rank in_features"]],
+    ups: Sequence[Float[Tensor, "out_features rank"]],
+    scale: Float[Tensor, "adapters *lead"],
+    block: Float[Tensor, "out_features in_features+rank"] | None = None,
+) -> Float[Tensor, "*batch out_features"]:
+    """Apply a linear layer and its low-rank updates: `x @ weight.T + bias + Σᵢ scale[i] · (x @ downs[i].T) @ ups[i].T`.
+
+    See [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685), equation 3. `scale` is a tensor, so that a compiled
+    or captured graph sees it change. Its dimensions after the first are a prefix of those of the batch: `[adapters]`
+    is one multiplier per update, `[adapters, batch]` one per sample too, `[adapters, batch, tokens]` one per row, so
+    that one batch can mix updates (0 switches one off).
+
+    Differentiable in everything but `block`, any number of times. In bfloat16 and float16 the native kernels sum in
+    float32 and round the layer's output and the result only. Under autocast all arguments but `scale` are cast to its
+    dtype first.
+
+    Args:
+        x: The input.
+        weight: The weight of the layer.
+        bias: The bias of the layer, if any.
+        downs: The matrices A of the paper, one for each update. The ranks may differ.
+        ups: The matrices B of the paper, in the same order.
+        scale: The multipliers (dimensionless, `alpha / rank` in the paper), of any floating dtype.
+        block: What `prepare_lora_block` made of `weight` and `ups`; it must be current. Optional: it changes the
+            speed and not the result.
+
+    Returns:
+        A new tensor with the dtype and device of `x`.
+
+    Raises:
+        ValueError: If shapes, lengths or devices disagree; the message names the argument, what was expected and what came.
+        TypeError: If a dtype differs from that of `x`, or is not a floating one.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias, downs, ups, block = _autocast(x, weight, bias, downs, ups, block)
+    check_lora_linear(x, weight, bias, downs, ups, scale, block)
+    return torch.ops.refiners.lora_linear.default(x, weight, bias, downs, ups, scale, block)
+
+
+def _autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None, downs: Sequence[Tensor], ups: Sequence[Tensor], block: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor], list[Tensor], Tensor | None]:
+    dtype = torch.get_autocast_dtype(x.device.type)
+    current = block if block is not None and block.dtype == dtype else None
+    cast_bias = None if bias is None else bias.to(dtype)
+    return x.to(dtype), weight.to(dtype), cast_bias, [d.to(dtype) for d in downs], [u.to(dtype) for u in ups], current
+
+
+@torch.library.impl(LIBRARY, "_lora_linear_portable", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "lora_linear", "CompositeExplicitAutograd")  # any device without a kernel of its own
+def portable(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+    scale: Tensor,
+    block: Tensor | None = None,
+) -> Tensor:
+    """Compute the operator by torch's own functions."""
+    x = x.contiguous()
+    y = F.linear(x, weight, bias)
+    for multiplier, down, up in zip(scale.unbind(), downs, ups, strict=True):
+        y = y + F.linear(F.linear(x, down) * per_row(multiplier, x), up)
+    return y
+
+
+@torch.library.register_fake("refiners::lora_linear", lib=LIBRARY)
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+torch.library.register_autograd("refiners::lora_linear", backward, setup_context=save_for_backward, lib=LIBRARY)

@@ -1,0 +1,60 @@
+"""The gradient of `lora_linear`: only the inputs are saved, what is small is computed again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def per_row(scale: Tensor, x: Tensor) -> Tensor:
+    """Give the multipliers of one update the dtype and as many dimensions as `x`."""
+    return scale.to(x.dtype).reshape(*scale.shape, *[1] * (x.dim() - scale.dim()))
+
+
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep what the gradient needs; `block` repeats `weight` and `ups`."""
+    x, weight, _, downs, ups, scale, _ = inputs
+    ctx.save_for_backward(x, weight, scale, *downs, *ups)
+
+
+def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Give the gradient of each argument, in differentiable functions, so that it has a gradient of its own."""
+    x, weight, scale, *matrices = ctx.saved_tensors
+    downs, ups = matrices[: len(matrices) // 2], matrices[len(matrices) // 2 :]
+    needs_x, needs_weight, needs_bias, needs_downs, needs_ups, needs_scale, *_ = ctx.needs_input_grad
+    grad_x = _grad_x(grad, weight, downs, ups, scale) if needs_x else None
+    grad_weight = _rows(grad).t() @ _rows(x) if needs_weight else None
+    grad_bias = _rows(grad).sum(0) if needs_bias else None
+    grad_downs: list[Tensor | None] = [None] * len(downs)
+    grad_ups: list[Tensor | None] = [None] * len(ups)
+    grad_scale: list[Tensor] = []
+    for i, (down, up, multiplier) in enumerate(zip(downs, ups, scale.unbind(), strict=True)):
+        row_scale = per_row(multiplier, x)
+        if needs_downs[i]:
+            grad_downs[i] = _rows(F.linear(grad, up.t()) * row_scale).t() @ _rows(x)
+        if needs_ups[i]:
+            grad_ups[i] = _rows(grad).t() @ _rows(F.linear(x, down) * row_scale)
+        if needs_scale:
+            products = F.linear(grad, up.t()) * F.linear(x, down)
+            grad_scale.append(products.to(scale.dtype).sum(tuple(range(multiplier.dim(), x.dim()))))
+    scales = _stack(grad_scale, scale) if needs_scale else None
+    grads = grad_x, grad_weight, grad_bias, grad_downs, grad_ups, scales, None
+    return grads[: len(ctx.needs_input_grad)]  # the dispatcher drops a `block` that is None
+
+
+def _grad_x(grad: Tensor, weight: Tensor, downs: list[Tensor], ups: list[Tensor], scale: Tensor) -> Tensor:
+    """The same operator, transposed."""
+    lora_linear = torch.ops.refiners.lora_linear.default
+    return lora_linear(grad, weight.t(), None, [up.t() for up in ups], [down.t() for down in downs], scale)
+
+
+def _stack(grads: list[Tensor], scale: Tensor) -> Tensor:
+    return torch.stack(grads) if grads else torch.zeros_like(scale)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

@@ -1,0 +1,37 @@
+"""The environment variables that force a path: `REFINERS_DISABLE_NATIVE`, `REFINERS_CPU_ISA`, `REFINERS_CACHE_MIB`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of enum CpuIsa, csrc/common/cpu_features.h
+OPERATORS = ("lora_linear",)
+
+
+class Settings(NamedTuple):
+    """What the environment asks for, and what of it is not understood."""
+
+    disabled: frozenset[str] = frozenset()
+    isa: str | None = None
+    cache_mib: int | None = None
+    problems: tuple[str, ...] = ()
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the variables; a value that is not understood is named in `problems` and otherwise ignored."""
+    problems: list[str] = []
+    disabled = {name.strip() for name in environment.get("REFINERS_DISABLE_NATIVE", "").split(",")} - {""}
+    if unknown := sorted(disabled - {"all", *OPERATORS}):
+        problems.append(f"REFINERS_DISABLE_NATIVE: choose from all, {', '.join(OPERATORS)}; got {', '.join(unknown)}")
+    isa = environment.get("REFINERS_CPU_ISA", "").strip() or None
+    if isa is not None and isa not in ISAS:
+        problems.append(f"REFINERS_CPU_ISA: choose from {', '.join(ISAS)}; got {isa}")
+        isa = None
+    cache = environment.get("REFINERS_CACHE_MIB", "").strip() or None
+    if cache is not None and not cache.isdecimal():
+        problems.append(f"REFINERS_CACHE_MIB: give a whole number of MiB, 0 for no cache; got {cache}")
+        cache = None
+    named = frozenset(OPERATORS) if "all" in disabled else frozenset(disabled) & frozenset(OPERATORS)
+    return Settings(named, isa, None if cache is None else int(cache), tuple(problems))
