@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import struct
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from packaging.version import Version
 
-INTERFACE = 1  # of the library's functions and the operators' schemas: raise it, and `interface` in setup.py, with them
+INTERFACE = 1  # of the library's functions and the operators' schemas: raise it when one of them changes
 MAGIC = b"REFINERS"
 _TAIL = struct.Struct("<II8s")  # length of the record, checksum of all before this tail, MAGIC
 
@@ -72,5 +72,10 @@ def check_record(record: BuildRecord) -> None:
         raise UnusableLibraryError(f"it was built for {record.machine}, this machine is {platform.machine()}")
     if record.interface != INTERFACE:
         raise UnusableLibraryError(f"it has interface {record.interface}, this version of refiners needs {INTERFACE}")
-    if Version(torch.__version__).release < Version(record.torch_minimum).release:
+    if _release(torch.__version__) < _release(record.torch_minimum):
         raise UnusableLibraryError(f"it needs torch >= {record.torch_minimum}, this is torch {torch.__version__}")
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Give major and minor number."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

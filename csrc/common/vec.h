@@ -1,0 +1,108 @@
+// Vectors of floats: one wrapper for each instruction set, with the same members, so that a kernel is written once.
+//
+// Include it from *_avx2.cpp and *_avx512.cpp only. All is in an unnamed namespace: these files are compiled with flags
+// of their own, and the linker must never take an inline function of one for another. For the same reason kernels in
+// those files call no inline function of the standard library.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace refiners {
+namespace {
+
+// Loads and stores of the first `count` elements, by way of the stack: the ragged end of a row.
+template <class V, class T>
+inline typename V::Reg load_partial(const T* p, int64_t count) {
+  T buffer[V::kWidth] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
+  return V::load(buffer);
+}
+
+template <class V, class T>
+inline void store_partial(T* p, typename V::Reg v, int64_t count) {
+  T buffer[V::kWidth];
+  V::store(buffer, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
+}
+
+#if defined(__AVX2__)
+
+struct Avx2 {
+  using Reg = __m256;
+  static constexpr int kWidth = 8;
+  static constexpr int kTileRows = 6;  // 6 rows of 2 vectors, 2 vectors of the right side, 1 of the left: 15 registers
+
+  static Reg zero() { return _mm256_setzero_ps(); }
+  static Reg broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+
+  static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static Reg load(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Reg load(const Bfloat16* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
+
+  static void store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
+  static void store(Float16* p, Reg v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store(Bfloat16* p, Reg v) {  // to nearest, ties to even; a NaN stays one
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(sum, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
+};
+
+#endif
+
+#if defined(__AVX512F__)
+
+struct Avx512 {
+  using Reg = __m512;
+  static constexpr int kWidth = 16;
+  static constexpr int kTileRows = 12;  // 12 rows of 2 vectors and 3 vectors more: 27 registers of 32
+
+  static Reg zero() { return _mm512_setzero_ps(); }
+  static Reg broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static Reg load(const Float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Reg load(const Bfloat16* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
+
+  static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static void store(Float16* p, Reg v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store(Bfloat16* p, Reg v) {  // to nearest, ties to even; a NaN stays one
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i high = _mm512_srli_epi32(_mm512_mask_mov_epi32(sum, nan, _mm512_set1_epi32(0x7fc00000)), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
+  }
+};
+
+#endif
+
+}  // namespace
+}  // namespace refiners

@@ -1,0 +1,117 @@
+// lora_linear on the CPU: tensors -> LoraLinearParams, and the choice of plan and instruction set.
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "../../common/kernel_switches.h"
+#include "lora_linear_library.h"
+
+namespace refiners {
+namespace {
+
+KernelSwitch kernels_on("lora_linear");
+std::atomic<int> forced_plan{-1};
+
+constexpr int64_t kThreadWork = 1 << 17;  // multiplications that are worth another thread
+
+LoraLinearParams make_params(const LoraLinearArguments& a, const Tensor& y, float* packed) {
+  LoraLinearParams p{};
+  p.dtype = dtype_of(a.x);
+  p.rows = a.rows;
+  p.in_features = a.x.size(1);
+  p.out_features = y.size(1);
+  p.rank = a.rank;
+  p.x = a.x.const_data_ptr();
+  p.x_stride = a.x.stride(0);
+  p.y = y.mutable_data_ptr();
+  p.y_stride = y.stride(0);
+  p.adapters = a.adapters.data();
+  p.adapter_count = static_cast<int64_t>(a.adapters.size());
+  p.scale = a.scale.const_data_ptr<float>();
+  p.scale_count = a.scale_count;
+  p.rows_per_scale = a.rows_per_scale;
+  p.packed_down = packed;
+  return p;
+}
+
+// The plan for these arguments; a forced one replaces it where it can run at all.
+LoraLinearChoice choose_plan(Dtype dtype, bool has_block) {
+  const CpuIsa isa = kernels_on.on() ? cpu_isa() : CpuIsa::kPortable;
+  const LoraLinearChoice choice = choose_lora_linear_cpu_plan(isa, cpu_features(), dtype, has_block);
+  const int forced = forced_plan.load(std::memory_order_relaxed);
+  if (forced < 0 || choice.plan == LoraLinearPlan::kPortable) return choice;
+  const auto plan = static_cast<LoraLinearPlan>(forced);
+  return {plan == LoraLinearPlan::kBlock && !has_block ? LoraLinearPlan::kLibrary : plan, "chosen by the program"};
+}
+
+// y += scale · (x·Aᵀ)·Bᵀ by own kernels; threads share the packing, then the rows.
+void add_update(const LoraLinearArguments& a, const Tensor& y, const LoraLinearCpuKernels& kernels) {
+  LoraLinearParams p = make_params(a, y, nullptr);
+  const int64_t down_size = kernels.packed_down_size(p), up_size = kernels.packed_up_size(p);
+  const Tensor packed = torch::stable::new_empty(a.x, {down_size + up_size}, ScalarType::Float);
+  p.packed_down = packed.mutable_data_ptr<float>();
+  p.packed_up = p.packed_down + down_size;
+
+  const int64_t groups = (p.out_features + kPackGrain - 1) / kPackGrain;
+  const int64_t pack_grain = kThreadWork / 8 / p.rank + 1;
+  torch::stable::parallel_for(0, p.in_features, pack_grain,
+                              [&](int64_t begin, int64_t end) { kernels.pack_down(p, begin, end); });
+  torch::stable::parallel_for(0, groups, pack_grain / kPackGrain + 1, [&](int64_t begin, int64_t end) {
+    kernels.pack_up(p, begin * kPackGrain, std::min(end * kPackGrain, p.out_features));
+  });
+  const int64_t row_grain = kThreadWork / (p.rank * (p.in_features + p.out_features)) + 1;
+  torch::stable::parallel_for(0, p.rows, row_grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<float[]> scratch(new float[kernels.scratch_size(p)]);
+    kernels.update_rows(p, begin, end, scratch.get());
+  });
+}
+
+Tensor lora_linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                       const std::vector<Tensor>& downs, const std::vector<Tensor>& ups, const Tensor& scale,
+                       const std::optional<Tensor>& block) {
+  LoraLinearArguments a = make_lora_linear_arguments(x, weight, bias, downs, ups, scale, block);
+  const LoraLinearPlan plan = choose_plan(dtype_of(x), block.has_value()).plan;
+  if (plan == LoraLinearPlan::kPortable) return lora_linear_portable(a);
+  flatten_lora_linear_arguments(a);
+  const LoraLinearCpuKernels& kernels = *lora_linear_cpu_kernels(cpu_isa());
+  const auto pack_rows = [&](const LoraLinearPackRowsParams& p) {
+    const int64_t grain = kThreadWork / (p.in_features + p.rank + 1) + 1;
+    torch::stable::parallel_for(0, p.rows, grain,
+                                [&](int64_t begin, int64_t end) { kernels.pack_rows(p, begin, end); });
+  };
+  Tensor y;
+  if (a.rank == 0 || a.rows == 0 || weight.size(0) == 0) {
+    y = linear(a.x, weight, bias);
+  } else if (plan == LoraLinearPlan::kBlock) {
+    y = lora_linear_with_block(a, pack_rows);
+  } else if (plan == LoraLinearPlan::kLibrary) {
+    y = lora_linear_with_library(a, pack_rows);
+  } else {
+    y = torch::stable::contiguous(linear(a.x, weight, bias));
+    add_update(a, y, kernels);
+  }
+  return torch::stable::reshape(y, a.shape);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(refiners, CPU, m) { m.impl("lora_linear", TORCH_BOX(&lora_linear_cpu)); }
+
+}  // namespace
+}  // namespace refiners
+
+// What python/refiners/ops/library.py calls through ctypes.
+extern "C" {
+
+// "plan: reason" for a dtype.
+__attribute__((visibility("default"))) const char* refiners_explain_lora_linear(const char* dtype, int has_block) {
+  using namespace refiners;
+  static thread_local std::string text;
+  const LoraLinearChoice choice = choose_plan(dtype_named(dtype), has_block != 0);
+  text = std::string(kLoraLinearPlanNames[static_cast<int>(choice.plan)]) + ": " + choice.reason;
+  return text.c_str();
+}
+
+// Forces a plan, one of enum LoraLinearPlan, for tests and measurements; -1 gives the choice back.
+__attribute__((visibility("default"))) void refiners_force_lora_linear_plan(int plan) { refiners::forced_plan = plan; }
+}
