@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -44,14 +44,14 @@ class Adapter(Generic[T]):
         return self._target[0]
 
     @contextmanager
-    def setup_adapter(self, target: T) -> Iterator[None]:
+    def setup_adapter(self, target: T) -> Generator[None, None, None]:
         """Let the constructor of the chain, called within, place the target although it has another parent.
 
         Raises:
             TypeError: If the target is not a module.
             AssertionError: If the chain already has children.
         """
-        if not isinstance(target, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(target, nn.Module):
             raise TypeError(f"{type(self).__name__}: target must be a module, got {type(target).__name__}")
         if self.__dict__.get("_modules"):
             raise AssertionError("Call the Chain constructor in the setup_adapter context.")
@@ -150,4 +150,3 @@ def _as_chain(adapter: Any) -> fl.Chain:
 
 def _is_context_child(module: fl.Module, parent: fl.Chain) -> bool:
     return isinstance(module, fl.ContextModule) and module.parent is parent
-

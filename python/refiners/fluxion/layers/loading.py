@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
+import safetensors
 import torch
 from torch import Size, Tensor, device as Device, nn
 
@@ -13,10 +15,9 @@ _SHOWN = 10
 
 def load_safetensors_into(module: nn.Module, path: Path, strict: bool, device: Device | str | None) -> None:
     """Load a safetensors file into a module; see `Module.load_from_safetensors`."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
-        found = {name: Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    with cast(Any, safetensors).safe_open(path, framework="pt") as file:
+        names: list[str] = list(file.keys())
+        found = {name: Size(file.get_slice(name).get_shape()) for name in names}
         expected = module.state_dict(keep_vars=True)
         problems = describe_mismatch({name: tensor.shape for name, tensor in expected.items()}, found, strict)
         if problems:
@@ -24,7 +25,8 @@ def load_safetensors_into(module: nn.Module, path: Path, strict: bool, device: D
         created: dict[str, Tensor] = {}
         written: dict[str, Tensor] = {}
         for name in found.keys() & expected.keys():
-            target, tensor = expected[name], file.get_tensor(name)
+            target: Tensor = expected[name]
+            tensor = cast(Tensor, file.get_tensor(name))
             if target.is_meta:
                 dtype = target.dtype if target.is_floating_point() or target.is_complex() else tensor.dtype
                 # A copy, because the file's pages may change or vanish under the model.

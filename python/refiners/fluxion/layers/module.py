@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -130,7 +130,7 @@ class Module(nn.Module):
         return False
 
 
-@lru_cache(maxsize=None)
+@cache
 def _init_defaults(cls: type[Module]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(cls.__init__).parameters.items()}
 
@@ -152,7 +152,7 @@ class ContextModule(Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._parent = []
+        self.__dict__["_parent"] = []
 
     @property
     def parent(self) -> Chain | None:
@@ -183,7 +183,7 @@ class ContextModule(Module):
     def _adopt(self, parent: Chain | None) -> None:
         """Set the parent without looking whether it holds this module: the caller has just made it so."""
         if self._can_refresh_parent:
-            self._parent = [] if parent is None else [parent]
+            self.__dict__["_parent"] = [] if parent is None else [parent]
 
     @property
     def provider(self) -> ContextProvider:
@@ -226,7 +226,7 @@ class ContextModule(Module):
         return super().get_path(self.parent if parent is None else parent, top)
 
     @contextmanager
-    def no_parent_refresh(self) -> Iterator[None]:
+    def no_parent_refresh(self) -> Generator[None, None, None]:
         """Keep the parent as it is while this module is placed somewhere else."""
         before = self._can_refresh_parent
         self._can_refresh_parent = False
@@ -278,13 +278,13 @@ _copies: ContextVar[Copies | None] = ContextVar("structural_copies", default=Non
 
 
 @contextmanager
-def _structural_copy_scope() -> Iterator[Copies]:
+def _structural_copy_scope() -> Generator[Copies, None, None]:
     """Share one table original -> copy between the nested calls of one structural copy."""
-    copies = _copies.get()
-    if copies is not None:
-        yield copies
+    shared = _copies.get()
+    if shared is not None:
+        yield shared
         return
-    copies = {}
+    copies: Copies = {}
     token = _copies.set(copies)
     try:
         yield copies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypedDict
 
 from torch import nn
@@ -62,10 +62,11 @@ def node_value(module: nn.Module) -> str:
         text = str(module)
     except Exception as error:
         text = f"{type(module).__name__}(<{type(error).__name__} in __str__>)"
-    tag = getattr(type(module), "_tag", "")
+    tag: str = getattr(type(module), "_tag", "")
     if not tag:
         return text
-    return f"({tag})" if module._show_only_tag() else f"({tag}) {text}"  # pyright: ignore
+    show_only_tag: Callable[[], bool] = getattr(module, "_show_only_tag", bool)
+    return f"({tag})" if show_only_tag() else f"({tag}) {text}"
 
 
 def _describe(module: nn.Module, depth: int, marked: nn.Module | None = None, mark: str = "") -> TreeNode:

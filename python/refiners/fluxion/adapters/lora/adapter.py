@@ -26,10 +26,12 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         loras: The updates, each with its own name.
     """
 
+    _scales: tuple[tuple[float, ...], Tensor] | None
+
     def __init__(self, target: fl.WeightedModule, /, *loras: Lora[Any]) -> None:
         with self.setup_adapter(target):
             super().__init__(target, *loras)
-        self._scales: tuple[tuple[float, ...], Tensor] | None = None
+        self.__dict__["_scales"] = None  # past torch's bookkeeping: sets have a thousand adapters
 
     def forward(self, *args: Any) -> Any:
         plain = _plain_parts(self) if len(args) == 1 else None
@@ -129,7 +131,7 @@ def _plain_parts(adapter: LoraAdapter) -> _PlainParts | None:
 
 
 def _is_plain_linear(layer: fl.Module) -> bool:
-    return type(layer) is fl.Linear and layer.bias is None and not _has_hooks(layer)
+    return type(layer) is fl.Linear and layer._parameters["bias"] is None and not _has_hooks(layer)
 
 
 def _is_plain_scale(layer: fl.Module, scale: float | Tensor) -> bool:
@@ -138,10 +140,11 @@ def _is_plain_scale(layer: fl.Module, scale: float | Tensor) -> bool:
     return layer.scale is scale or (isinstance(scale, (int, float)) and bool(layer.scale == scale))
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return any(getattr(module, name) for name in _HOOKS)
 
 
 def _stack_scales(scales: list[Any], x: Tensor) -> Tensor:
@@ -149,6 +152,4 @@ def _stack_scales(scales: list[Any], x: Tensor) -> Tensor:
     tensors = [torch.as_tensor(scale, device=x.device).to(torch.float32) for scale in scales]
     ndim = max(tensor.ndim for tensor in tensors)
     lead = x.shape[:ndim]
-    return torch.stack(
-        [tensor.reshape(*tensor.shape, *[1] * (ndim - tensor.ndim)).expand(lead) for tensor in tensors]
-    )
+    return torch.stack([tensor.reshape(*tensor.shape, *[1] * (ndim - tensor.ndim)).expand(lead) for tensor in tensors])

@@ -8,6 +8,7 @@ from typing import Any
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
+from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 
 
@@ -133,15 +134,16 @@ def auto_attach_loras(
     Raises:
         ValueError: If the sanity check fails; the tree is as it was.
     """
-    slots = _Slots(target, include, exclude)
     attached: list[_Attachment] = []
-    try:
-        failed = [key for key, lora in loras.items() if not _attach(key, lora, slots, attached, debug_map)]
-        if sanity_check:
-            _check_one_to_one(loras, slots, failed)
-    except BaseException:
-        _detach(attached)
-        raise
+    with collections_paused():
+        slots = _Slots(target, include, exclude)
+        try:
+            failed = [key for key, lora in loras.items() if not _attach(key, lora, slots, attached, debug_map)]
+            if sanity_check:
+                _check_one_to_one(loras, slots, failed)
+        except BaseException:
+            _detach(attached)
+            raise
     return failed
 
 
@@ -177,9 +179,7 @@ def _check_one_to_one(loras: dict[str, Lora[Any]], slots: _Slots, failed: list[s
         )
     twice = sum(slots.take(lora) is not None for lora in loras.values())
     if twice:
-        raise ValueError(
-            f"sanity check failed: {twice} / {total} LoRA layers attached twice, {total - twice} skipped"
-        )
+        raise ValueError(f"sanity check failed: {twice} / {total} LoRA layers attached twice, {total - twice} skipped")
 
 
 def _detach(attached: list[_Attachment]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from torch import Tensor, device as Device, dtype as DType, nn
 from torch.nn.init import normal_, zeros_
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora.bulk import collections_paused
 
 if TYPE_CHECKING:
     from refiners.fluxion.adapters.lora.adapter import LoraAdapter
@@ -81,10 +82,12 @@ class Lora(Generic[T], fl.Chain, ABC):
     def scale(self, value: float | Tensor) -> None:
         multiply = self.ensure_find(fl.Multiply)
         self._scale = value
-        multiply.scale = value  # pyright: ignore[reportAttributeAccessIssue]
+        multiply.scale = cast(float, value)  # a tensor is applied in `forward`
 
     def reset_parameters(self) -> None:
         """Draw `down` from a normal distribution of standard deviation 1 / rank, and set `up` to zero."""
+        if self.down.weight.is_meta:
+            return  # there is nothing to draw yet, and torch takes a millisecond to find that out
         normal_(tensor=self.down.weight, std=1 / self.rank)
         zeros_(tensor=self.up.weight)
 
@@ -128,9 +131,11 @@ class Lora(Generic[T], fl.Chain, ABC):
         """
         weights = {key: tensor for key, tensor in state_dict.items() if ".weight" in key}
         pairs = zip(*[iter(weights.items())] * 2)
-        return {
-            ".".join(key.split(".")[:-2]): cls.from_weights(name, down=down, up=up) for (key, down), (_, up) in pairs
-        }
+        with collections_paused():
+            return {
+                ".".join(key.split(".")[:-2]): cls.from_weights(name, down=down, up=up)
+                for (key, down), (_, up) in pairs
+            }
 
     def load_weights(self, down_weight: Tensor, up_weight: Tensor) -> None:
         """Replace the weights, in the dtype and on the device of the present ones (without a copy if they agree).
@@ -166,7 +171,7 @@ class Lora(Generic[T], fl.Chain, ABC):
 
     def _post_structural_copy(self, source: Lora[T]) -> None:
         # The scale belongs to the copy: the layer that applies it must not be shared.
-        self.replace(self.ensure_find(fl.Multiply), fl.Multiply(source._scale))  # pyright: ignore
+        self.replace(self.ensure_find(fl.Multiply), fl.Multiply(cast(float, source._scale)))
 
 
 class LinearLora(Lora[fl.Linear]):
@@ -200,9 +205,13 @@ class LinearLora(Lora[fl.Linear]):
     @classmethod
     def from_weights(cls, name: str, /, down: Tensor, up: Tensor) -> LinearLora:
         _check_weights(down, up, ndim=2)
-        (rank, in_features), out_features = down.shape, up.shape[0]
-        lora = cls(name, in_features=in_features, out_features=out_features, rank=rank, device="meta")
-        return _with_weights(lora, down, up)
+        layers = (_linear(down.to(device=up.device, dtype=up.dtype)), _linear(up))
+        lora = cls.__new__(cls)  # past the constructor, which would create weights: sets have a thousand layers
+        vars(lora).update(
+            in_features=down.shape[1], out_features=up.shape[0], name=name, _rank=down.shape[0], _scale=1.0
+        )
+        fl.Chain.__init__(lora, *layers, fl.Multiply(1.0))
+        return lora
 
     def lora_layers(
         self, device: Device | str | None = None, dtype: DType | None = None
@@ -270,7 +279,9 @@ class Conv2dLora(Lora[fl.Conv2d]):
             padding=(1 if kernel_size[0] == 3 else 0, 1 if kernel_size[1] == 3 else 0),
             device="meta",
         )
-        return _with_weights(lora, down, up)
+        lora.down.weight = nn.Parameter(down.to(device=up.device, dtype=up.dtype))
+        lora.up.weight = nn.Parameter(up)
+        return lora
 
     def lora_layers(
         self, device: Device | str | None = None, dtype: DType | None = None
@@ -304,9 +315,6 @@ class Conv2dLora(Lora[fl.Conv2d]):
         return True
 
 
-L = TypeVar("L", bound=Lora[Any])
-
-
 def _check_weights(down: Tensor, up: Tensor, ndim: int) -> None:
     if down.ndim != ndim or up.ndim != ndim:
         raise AssertionError(f"down and up must have {ndim} dimensions, got {down.ndim} and {up.ndim}")
@@ -314,8 +322,10 @@ def _check_weights(down: Tensor, up: Tensor, ndim: int) -> None:
         raise AssertionError(f"Rank mismatch: down rank={down.shape[0]} and up rank={up.shape[1]}")
 
 
-def _with_weights(lora: L, down: Tensor, up: Tensor) -> L:
-    """Give weights to an update built on the meta device: both on the device and in the dtype of `up`."""
-    lora.down.weight = nn.Parameter(down.to(device=up.device, dtype=up.dtype))
-    lora.up.weight = nn.Parameter(up)
-    return lora
+def _linear(weight: Tensor) -> fl.Linear:
+    """Make a linear layer without bias around a weight."""
+    layer = fl.Linear.__new__(fl.Linear)
+    nn.Module.__init__(layer)
+    vars(layer).update(in_features=weight.shape[1], out_features=weight.shape[0])
+    layer._parameters.update(weight=nn.Parameter(weight), bias=None)
+    return layer

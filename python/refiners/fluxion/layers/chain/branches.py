@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,9 +33,7 @@ class Distribute(Chain):
             raise AssertionError(
                 f"Number of positional arguments ({len(args)}) must match number of sub-modules ({len(self._modules)})."
             )
-        return tuple(
-            [self._call_layer(layer, name, arg) for arg, (name, layer) in zip(args, self._modules.items())]
-        )
+        return tuple([self._call_layer(layer, name, arg) for arg, (name, layer) in zip(args, self._modules.items())])
 
     def _show_only_tag(self) -> bool:
         return type(self) is Distribute
@@ -67,12 +65,16 @@ class Sum(Chain):
         for layer in self._modules.values():
             result = layer(*args)
             if isinstance(result, tuple):
-                result = sum(result[1:], start=result[0]) if result else 0
+                result = _total(cast("tuple[Any, ...]", result))
             total = result if total is None else total + result
         return total
 
     def _show_only_tag(self) -> bool:
         return type(self) is Sum
+
+
+def _total(items: tuple[Any, ...]) -> Any:
+    return sum(items[1:], start=items[0]) if items else 0
 
 
 class Residual(Chain):

@@ -49,10 +49,11 @@ class Chain(ContextModule):
         else:
             former = ()
             super().__init__()
-            self._provider = ContextProvider()
-        for name, context in self.init_context().items():
-            self._provider.merge(name, context)
-        self._modules = generate_unique_names(modules)
+            # Set in `__dict__`, like the keys: torch looks at each assignment several times before it is a plain one.
+            self.__dict__["_provider"] = ContextProvider()
+        if self._declares_contexts:
+            self._reset_context()
+        self.__dict__["_modules"] = generate_unique_names(modules)
         for module in former:
             self._release(module)
         for module in modules:
@@ -61,7 +62,7 @@ class Chain(ContextModule):
 
     def _check_children(self, modules: tuple[Module, ...]) -> None:
         for index, module in enumerate(modules):
-            if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            if not isinstance(module, nn.Module):
                 raise TypeError(f"{type(self).__name__}: child {index} must be a module, got {type(module).__name__}")
             if not isinstance(module, ContextModule) or not module._can_refresh_parent:
                 continue
@@ -113,9 +114,9 @@ class Chain(ContextModule):
         name = ""
         try:
             # Editing a chain replaces its table of children: this loop goes on over those it began with.
-            for name, layer in self._modules.items():
+            for name, layer in self._modules.items():  # noqa: B007 (the name is for the error)
                 result = layer(*args)
-                args = result if isinstance(result, tuple) else (result,)
+                args = result if isinstance(result, tuple) else (result,)  # pyright: ignore[reportUnknownVariableType]
         except ReturnException as early:
             result = early.value
         except Exception as error:
@@ -123,7 +124,7 @@ class Chain(ContextModule):
         finally:
             if self._declares_contexts:
                 self._reset_context()
-        return result
+        return result  # pyright: ignore[reportUnknownVariableType]
 
     def _call_layer(self, layer: Module, name: str, /, *args: Any) -> Any:
         try:
@@ -175,7 +176,7 @@ class Chain(ContextModule):
         return any(child is module for child in self._modules.values())
 
     def layer(self, key: str | int | Sequence[str | int], layer_type: type[T] = Module) -> T:
-        """Return the layer under a key, an index, or a path of them; raise `AssertionError` if it is of another type."""
+        """Return the layer under a key, an index, or a path of them; `AssertionError` if it is of another type."""
         if isinstance(key, (str, int)):
             found: Module = self[key]
             label = f"layer {key}"
@@ -285,7 +286,7 @@ class Chain(ContextModule):
         self._check_newcomer(module)
         modules = list(self)
         modules.insert(max(0, len(modules) + index + 1) if index < 0 else index, module)
-        self._modules = generate_unique_names(modules)
+        self.__dict__["_modules"] = generate_unique_names(modules)
         if isinstance(module, ContextModule):
             module._adopt(self)
 
@@ -300,7 +301,7 @@ class Chain(ContextModule):
     def append(self, module: Module) -> None:
         """Add a module at the end."""
         self._check_newcomer(module)
-        self._modules = appended(self._modules, module)
+        self.__dict__["_modules"] = appended(self._modules, module)
         if isinstance(module, ContextModule):
             module._adopt(self)
 
@@ -310,7 +311,7 @@ class Chain(ContextModule):
         if not -len(modules) <= index < len(modules):
             raise IndexError("Index out of range.")
         module = modules.pop(index)
-        self._modules = generate_unique_names(modules)
+        self.__dict__["_modules"] = generate_unique_names(modules)
         self._release(module)
         return module
 
@@ -331,7 +332,7 @@ class Chain(ContextModule):
         self._check_newcomer(new_module)
         if old_module_parent is not None and old_module not in old_module_parent:
             raise AssertionError(f"{old_module} not in {old_module_parent}")
-        self._modules = generate_unique_names(modules)
+        self.__dict__["_modules"] = generate_unique_names(modules)
         if isinstance(new_module, ContextModule):
             new_module._adopt(self)
         if old_module_parent is None:
@@ -340,7 +341,7 @@ class Chain(ContextModule):
             old_module._adopt(old_module_parent)
 
     def _check_newcomer(self, module: Module) -> None:
-        if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(module, nn.Module):
             raise TypeError(f"{type(self).__name__}: expected a module, got {type(module).__name__}")
 
     def _index_of(self, module: Module) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def pretty_print_args(*args: Any) -> str:
 def _flattened(args: tuple[Any, ...]) -> list[Any]:
     flat: list[Any] = []
     for argument in args:
-        flat.extend(_flattened(argument) if isinstance(argument, tuple) else [argument])
+        flat.extend(_flattened(cast("tuple[Any, ...]", argument)) if isinstance(argument, tuple) else [argument])
     return flat
 
 

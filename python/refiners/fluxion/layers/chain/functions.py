@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from refiners.fluxion.layers.chain.errors import ReturnException
@@ -26,11 +27,18 @@ class Lambda(Module):
 
     def __str__(self) -> str:
         name = getattr(self.func, "__name__", "partial_function")
-        try:
-            signature = str(inspect.signature(self.func))
-        except (TypeError, ValueError):  # functions written in C may have none
-            signature = "(...)"
-        return f"{type(self).__name__}({name}{signature})"
+        return f"{type(self).__name__}({name}{_signature(self.func)})"
+
+
+def _signature(func: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(func, eval_str=True))
+    except Exception:  # an annotation that names what is imported for the type checker only
+        pass
+    try:
+        return str(inspect.signature(func))
+    except (TypeError, ValueError):  # functions written in C may have none
+        return "(...)"
 
 
 class Return(Module):
@@ -53,9 +61,7 @@ class Breakpoint(ContextModule):
 
     def forward(self, *args: Any) -> Any:
         if self.vscode:
-            import debugpy  # pyright: ignore
-
-            debugpy.breakpoint()  # pyright: ignore
+            import_module("debugpy").breakpoint()
         else:
             breakpoint()
         return args[0] if len(args) == 1 else args

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from refiners.fluxion.layers.module import Module
@@ -12,13 +11,15 @@ def generate_unique_names(modules: Iterable[Module]) -> dict[str, Module]:
     """Map keys to modules: `Linear_1`, `ReLU`, `Linear_2` for two linears around an activation."""
     modules = tuple(modules)
     names = [type(module).__name__ for module in modules]
-    total = Counter(names)
-    seen: Counter[str] = Counter()
+    total: dict[str, int] = {}
+    for name in names:
+        total[name] = total.get(name, 0) + 1
+    numbers = dict.fromkeys(total, 0)
     keyed: dict[str, Module] = {}
     for name, module in zip(names, modules):
         if total[name] > 1:
-            seen[name] += 1
-            name = f"{name}_{seen[name]}"
+            numbers[name] += 1
+            name = f"{name}_{numbers[name]}"
         keyed[name] = module
     return keyed
 

@@ -1,0 +1,127 @@
+"""Two-dimensional convolutions."""
+
+from __future__ import annotations
+
+from torch import device as Device, dtype as DType
+from torch.nn import Conv2d as _Conv2d, ConvTranspose2d as _ConvTranspose2d
+
+from refiners.fluxion.layers.module import WeightedModule
+
+
+class Conv2d(_Conv2d, WeightedModule):
+    """Two-dimensional convolution, as `torch.nn.Conv2d`; mind the order of the arguments.
+
+    Args:
+        in_channels: The number of input channels.
+        out_channels: The number of output channels.
+        kernel_size: The size of the kernel, or its height and width.
+        stride: The step between two places of the kernel, in pixels.
+        padding: How many pixels are added on each side, or `"same"` or `"valid"`.
+        groups: In how many independent groups the channels are divided.
+        use_bias: Whether there is a bias.
+        dilation: The distance between two elements of the kernel, in pixels.
+        padding_mode: What the added pixels are: `"zeros"`, `"reflect"`, `"replicate"` or `"circular"`.
+        device: Where to create the weights.
+        dtype: Their dtype.
+
+    Receives:
+        x (Float[Tensor, "batch in_channels in_height in_width"]): The input.
+
+    Returns:
+        Float[Tensor, "batch out_channels out_height out_width"]: The output.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = (1, 1),
+        padding: int | tuple[int, int] | str = (0, 0),
+        groups: int = 1,
+        use_bias: bool = True,
+        dilation: int | tuple[int, int] = (1, 1),
+        padding_mode: str = "zeros",
+        device: Device | str | None = None,
+        dtype: DType | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=use_bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.use_bias = use_bias
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights, unless they are on the meta device, where there is nothing to draw."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class ConvTranspose2d(_ConvTranspose2d, WeightedModule):
+    """Two-dimensional transposed convolution, as `torch.nn.ConvTranspose2d`; mind the order of the arguments.
+
+    Args:
+        in_channels: The number of input channels.
+        out_channels: The number of output channels.
+        kernel_size: The size of the kernel, or its height and width.
+        stride: The step between two places of the kernel in the output, in pixels.
+        padding: How many pixels are removed on each side of the output.
+        output_padding: How many pixels are added to one side of the output.
+        groups: In how many independent groups the channels are divided.
+        use_bias: Whether there is a bias.
+        dilation: The distance between two elements of the kernel, in pixels.
+        padding_mode: Only `"zeros"`.
+        device: Where to create the weights.
+        dtype: Their dtype.
+
+    Receives:
+        x (Float[Tensor, "batch in_channels in_height in_width"]): The input.
+
+    Returns:
+        Float[Tensor, "batch out_channels out_height out_width"]: The output.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        output_padding: int | tuple[int, int] = 0,
+        groups: int = 1,
+        use_bias: bool = True,
+        dilation: int | tuple[int, int] = 1,
+        padding_mode: str = "zeros",
+        device: Device | str | None = None,
+        dtype: DType | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            groups=groups,
+            bias=use_bias,
+            dilation=dilation,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.use_bias = use_bias
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights, unless they are on the meta device, where there is nothing to draw."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
