@@ -132,7 +132,9 @@ def gaussian_blur(
     if not tensor.is_floating_point():
         raise AssertionError(f"tensor must be floating point, got {tensor.dtype}")
     if tensor.ndim not in (3, 4):
-        raise AssertionError(f"tensor must have the shape ([batch,] channels, height, width), got {tuple(tensor.shape)}")
+        raise AssertionError(
+            f"tensor must have the shape ([batch,] channels, height, width), got {tuple(tensor.shape)}"
+        )
     if sigma is not None and not isinstance(sigma, (float, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise AssertionError(f"sigma must be a float or a tuple of two, got {sigma!r}")
 
@@ -215,7 +217,9 @@ def tensor_to_images(tensor: Float[Tensor, "batch channels height width"]) -> li
     from PIL import Image
 
     if tensor.ndim != 4:
-        raise AssertionError(f"Unsupported tensor shape: {tuple(tensor.shape)}, expected (batch, channels, height, width)")
+        raise AssertionError(
+            f"Unsupported tensor shape: {tuple(tensor.shape)}, expected (batch, channels, height, width)"
+        )
     channels = tensor.shape[1]
     if channels not in _CHANNELS.values():
         raise ValueError(f"Unsupported number of channels: {channels}, expected one of 1, 3, 4")

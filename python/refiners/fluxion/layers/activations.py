@@ -89,7 +89,7 @@ class GLU(Module):
         x (Float[Tensor, "*batch features"]): The features and their gates, one after the other.
 
     Returns:
-        Float[Tensor, "*batch features/2"]: The gated features.
+        Float[Tensor, "*batch features//2"]: The gated features.
 
     Raises:
         AssertionError: When called, if the number of features is odd.
@@ -102,7 +102,7 @@ class GLU(Module):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(activation={self.activation})"
 
-    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features/2"]:
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features//2"]:
         if x.shape[-1] % 2 != 0:
             raise AssertionError(f"Non-batch input dimension must be divisible by 2, got {x.shape[-1]}")
         output, gate = x.chunk(2, dim=-1)
