@@ -51,7 +51,7 @@ types: $(INSTALLED) $(VENV)/.refiners-tools  ## check the types, strictly
 	$(RUN) -m basedpyright --pythonpath $(RUN)
 
 docs: $(INSTALLED) $(VENV)/.refiners-tools  ## build the documentation into build/site, without a warning
-	$(RUN) -m mkdocs --quiet build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
 csrc-build: $(VENV)/.refiners-tools  ## build the C++ side without Python: kernels, benchmarks, tests
 	$(abspath $(VENV))/bin/cmake -S . -B $(CMAKE_BUILD) -G Ninja \
@@ -86,7 +86,7 @@ $(VENV)/.torch:
 $(VENV)/.refiners-requirements: pyproject.toml $(TORCH_READY)
 	@$(RUN) -c 'import torch' || { echo "VENV=$(VENV): no torch there" >&2; exit 1; }
 	$(PIP) 'setuptools>=77' wheel ninja
-	REFINERS_BUILD_NATIVE=0 $(PIP) --no-build-isolation --editable '.[test]'
+	$(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 $(INSTALLED): $(VENV)/.refiners-requirements $(NATIVE_SOURCES)
@@ -94,5 +94,5 @@ $(INSTALLED): $(VENV)/.refiners-requirements $(NATIVE_SOURCES)
 	@echo $(CURDIR) > $@
 
 $(VENV)/.refiners-tools: $(VENV)/.refiners-requirements
-	REFINERS_BUILD_NATIVE=0 $(PIP) --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
