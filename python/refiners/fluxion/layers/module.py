@@ -176,6 +176,8 @@ class ContextModule(Module):
         return parents
 
     def _set_parent(self, parent: Chain | None) -> None:
+        if not self._can_refresh_parent:
+            return
         if parent is not None and self not in parent:
             raise AssertionError(f"{self} not in {parent}")
         self._adopt(parent)

@@ -63,7 +63,7 @@ def _message(error: BaseException) -> str:
     try:
         return str(error)
     except Exception as failure:
-        return f"<{type(failure).__name__} in __str__>"
+        return f"{type(error).__name__} (<{type(failure).__name__} in its text>)"
 
 
 def _frames(error: BaseException) -> list[str]:
