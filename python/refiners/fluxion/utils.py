@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL  # PIL.Image itself is imported when it is needed: whoever has an image has imported it
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped, UInt8
-from safetensors.torch import load_file, save_file
 from torch import Size, Tensor, device as Device, dtype as DType
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _DTYPES = {
 }
 
 
-def norm(x: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+def norm(x: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Return the Frobenius norm of a tensor, the root of the sum of its squares."""
     return torch.norm(x)  # type: ignore[no-untyped-call]
 
@@ -53,13 +54,16 @@ def manual_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class no_grad(torch.no_grad):
-    """Record no gradients: `with no_grad():`, or a decorator, `@no_grad()` or `@no_grad`."""
+no_grad = torch.no_grad
+"""Record no gradients: `with no_grad():`, or a decorator, `@no_grad()` or `@no_grad`.
+
+The class itself and not a subclass, because `torch.compile` traces only the former.
+"""
 
 
 def pad(
-    x: Shaped[Tensor, "..."], pad: Iterable[int], value: float = 0.0, mode: str = "constant"
-) -> Shaped[Tensor, "..."]:
+    x: Shaped[Tensor, "*shape"], pad: Iterable[int], value: float = 0.0, mode: str = "constant"
+) -> Shaped[Tensor, "*new_shape"]:
     """Pad a tensor, as `torch.nn.functional.pad`.
 
     Args:
@@ -135,7 +139,7 @@ def gaussian_blur(
         raise AssertionError(
             f"tensor must have the shape ([batch,] channels, height, width), got {tuple(tensor.shape)}"
         )
-    if sigma is not None and not isinstance(sigma, (float, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if sigma is not None and not isinstance(sigma, (float, tuple)):
         raise AssertionError(f"sigma must be a float or a tuple of two, got {sigma!r}")
 
     kernel_x, kernel_y = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
@@ -153,7 +157,7 @@ def gaussian_blur(
     return blurred if tensor.ndim == 4 else blurred.squeeze(0)
 
 
-def _gaussian_kernel(size: int, sigma: float, like: Tensor) -> Float[Tensor, "size"]:
+def _gaussian_kernel(size: int, sigma: float, like: Tensor) -> Float[Tensor, " size"]:
     if size < 1 or size % 2 == 0:
         raise ValueError(f"kernel_size must be odd and positive, got {size}")
     if not sigma > 0:
@@ -259,7 +263,7 @@ def load_from_safetensors(path: Path | str, device: Device | str = "cpu") -> dic
         path: The file.
         device: Where to put the tensors.
     """
-    return load_file(path, device=str(device))
+    return safetensors.torch.load_file(path, device=str(device))
 
 
 def save_to_safetensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -273,20 +277,19 @@ def save_to_safetensors(path: Path | str, tensors: dict[str, Tensor], metadata: 
     Raises:
         RuntimeError: If two tensors share memory.
     """
-    save_file(tensors, path, metadata)
+    safetensors.torch.save_file(tensors, path, metadata)
 
 
-def summarize_tensor(tensor: Shaped[Tensor, "..."], /) -> str:
+def summarize_tensor(tensor: Shaped[Tensor, "*shape"], /) -> str:
     """Describe a tensor in one line: shape, dtype, device, statistics (of the real part), and whether it has gradients.
 
     Statistics are left out where there are no values: of empty tensors, and on the meta device. Never raises.
     """
     fields = [f"shape={tuple(tensor.shape)}", f"dtype={_name(tensor.dtype)}", f"device={tensor.device}"]
     if tensor.numel() > 0:
-        try:
+        # Without values (meta, fake), without the operation for this dtype or layout, without memory: no statistics.
+        with suppress(Exception):
             fields += _statistics(tensor.detach())
-        except Exception:  # no values (meta, fake), no such operation for this dtype or layout, or no memory left
-            pass
         fields.append(f"grad={tensor.requires_grad}")
     return f"Tensor({', '.join(fields)})"
 
@@ -294,14 +297,14 @@ def summarize_tensor(tensor: Shaped[Tensor, "..."], /) -> str:
 def _statistics(tensor: Tensor) -> list[str]:
     x = tensor.real if tensor.is_complex() else tensor
     x = x if x.dtype == torch.float64 else x.float()
-    values = {"mean": x.mean(), "norm": x.norm()}
+    values: dict[str, Tensor] = {"mean": x.mean(), "norm": torch.linalg.vector_norm(x)}
     if not tensor.is_complex():
         low, high = x.aminmax()
         values = {"min": low, "max": high, **values}
     if x.numel() > 1:
         values["std"] = x.std()
     # Brought together first: one wait for the device instead of five.
-    numbers = torch.stack(list(values.values())).tolist()
+    numbers = cast("list[float]", torch.stack(list(values.values())).tolist())
     return [f"{name}={number:.2f}" for name, number in zip(values, numbers)]
 
 

@@ -169,7 +169,7 @@ class ScaledDotProductAttention(Module):
                 "Expected input tensor with shape (batch_size sequence_length embedding_dim) and an embedding_dim"
                 f" divisible by num_heads {self.num_heads}, got {tuple(x.shape)}"
             )
-        return x.unflatten(-1, (self.num_heads, x.shape[-1] // self.num_heads)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.num_heads, x.shape[-1] // self.num_heads)).transpose(1, 2)
 
     def _merge_multi_head(
         self, x: Float[Tensor, "batch num_heads length head_dim"]
@@ -338,15 +338,13 @@ class SelfAttention2d(SelfAttention):
     def init_context(self) -> Contexts:
         return {"reshape": {"height": None, "width": None}}
 
-    def _tensor_2d_to_sequence(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch length channels"]:
+    # Plain annotations, because trees show them.
+
+    def _tensor_2d_to_sequence(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         self.set_context("reshape", {"height": height, "width": width})
         return x.flatten(start_dim=2).transpose(1, 2)
 
-    def _sequence_to_tensor_2d(
-        self, x: Float[Tensor, "batch length channels"]
-    ) -> Float[Tensor, "batch channels height width"]:
+    def _sequence_to_tensor_2d(self, x: Tensor) -> Tensor:
         reshape = self.use_context("reshape")
-        return x.transpose(1, 2).unflatten(2, (reshape["height"], reshape["width"]))
+        return torch.unflatten(x.transpose(1, 2), 2, (reshape["height"], reshape["width"]))

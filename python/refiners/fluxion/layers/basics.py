@@ -46,7 +46,7 @@ class Flatten(Module):
         self.start_dim = start_dim
         self.end_dim = end_dim
 
-    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*new_shape"]:
         return torch.flatten(x, start_dim=self.start_dim, end_dim=self.end_dim)
 
 
@@ -57,7 +57,7 @@ class Unflatten(Module):
         dim: The dimension to split.
 
     Receives:
-        x (Shaped[Tensor, "..."]): The input.
+        x (Shaped[Tensor, "*shape"]): The input.
         sizes (Size): The sizes of the new dimensions; one of them may be -1.
     """
 
@@ -65,7 +65,7 @@ class Unflatten(Module):
         super().__init__()
         self.dim = dim
 
-    def forward(self, x: Shaped[Tensor, "..."], sizes: Size) -> Shaped[Tensor, "..."]:
+    def forward(self, x: Shaped[Tensor, "*shape"], sizes: Size) -> Shaped[Tensor, "*new_shape"]:
         return torch.unflatten(x, self.dim, sizes)
 
 
@@ -97,7 +97,7 @@ class Transpose(Module):
         self.dim0 = dim0
         self.dim1 = dim1
 
-    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*new_shape"]:
         return torch.transpose(x, self.dim0, self.dim1)
 
 
@@ -112,7 +112,7 @@ class Permute(Module):
         super().__init__()
         self.dims = dims
 
-    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*new_shape"]:
         return torch.permute(x, self.dims)
 
 
@@ -140,7 +140,7 @@ class Slicing(Module):
         self.end = end
         self.step = step
 
-    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*new_shape"]:
         index = [slice(None)] * x.ndim
         index[self.dim] = slice(self.start, self.end or None, self.step)
         return x[tuple(index)]
@@ -157,7 +157,7 @@ class Squeeze(Module):
         super().__init__()
         self.dim = dim
 
-    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*new_shape"]:
         return torch.squeeze(x, self.dim)
 
 
@@ -172,7 +172,7 @@ class Unsqueeze(Module):
         super().__init__()
         self.dim = dim
 
-    def forward(self, x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    def forward(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*new_shape"]:
         return torch.unsqueeze(x, self.dim)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import device as Device, dtype as DType
 from torch.nn import Conv2d as _Conv2d, ConvTranspose2d as _ConvTranspose2d
 
@@ -54,7 +56,7 @@ class Conv2d(_Conv2d, WeightedModule):
             dilation=dilation,
             groups=groups,
             bias=use_bias,
-            padding_mode=padding_mode,
+            padding_mode=cast(Any, padding_mode),  # torch checks it
             device=device,
             dtype=dtype,
         )
@@ -115,7 +117,7 @@ class ConvTranspose2d(_ConvTranspose2d, WeightedModule):
             groups=groups,
             bias=use_bias,
             dilation=dilation,
-            padding_mode=padding_mode,
+            padding_mode=cast(Any, padding_mode),  # torch checks it
             device=device,
             dtype=dtype,
         )

@@ -124,15 +124,15 @@ class Upsample(Chain):
             Conv2d(channels, channels, kernel_size=3, padding=1, device=device, dtype=dtype),
         )
 
-    def _scaled_shape(self, x: Float[Tensor, "batch channels height width"]) -> Size:
+    def _scaled_shape(self, x: Tensor) -> Size:
         assert self.upsample_factor is not None  # this method is in the tree only if there is a factor
         return Size([size * self.upsample_factor for size in x.shape[2:]])
 
 
-# Functions of the module rather than lambdas, so that the layers can be pickled.
+# Functions of the module rather than lambdas, so that the layers can be pickled; plain annotations, as trees show them.
 
 
-def _pad_right_and_bottom(x: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch height+1 width+1"]:
+def _pad_right_and_bottom(x: Tensor) -> Tensor:
     return pad(x, (0, 1, 0, 1))
 
 
