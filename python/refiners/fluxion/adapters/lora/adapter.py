@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
 from refiners.fluxion.adapters.lora.lora import LinearLora, Lora
-from refiners.ops import lora_linear
+from refiners.ops import lora_linear, prepare_lora_block
 
 
 class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
@@ -37,8 +37,9 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         plain = _plain_parts(self) if len(args) == 1 else None
         if plain is None or any(weight.dtype != args[0].dtype for weight in plain.weights):
             return super().forward(*args)  # edited, hooked, under autocast, or of several precisions
-        x, target = args[0], plain.target
-        return lora_linear(x, target.weight, target.bias, plain.downs, plain.ups, self._scale_tensor(plain.scales, x))
+        x, weight, scale = args[0], plain.target.weight, self._scale_tensor(plain.scales, args[0])
+        block = prepare_lora_block(weight, plain.ups)
+        return lora_linear(x, weight, plain.target.bias, plain.downs, plain.ups, scale, block)
 
     def _scale_tensor(self, scales: list[float | Tensor], x: Tensor) -> Tensor:
         if any(isinstance(scale, Tensor) for scale in scales):
@@ -140,11 +141,11 @@ def _is_plain_scale(layer: fl.Module, scale: float | Tensor) -> bool:
     return layer.scale is scale or (isinstance(scale, (int, float)) and bool(layer.scale == scale))
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in _HOOKS)
+    own = module.__dict__  # read four times a layer and call: attributes would cost a microsecond
+    return bool(
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    )
 
 
 def _stack_scales(scales: list[Any], x: Tensor) -> Tensor:
