@@ -25,7 +25,7 @@ def converter_of(source: nn.Module, target: nn.Module, **options: object) -> Mod
 def test_the_basic_layers_are_these() -> None:
     names = "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d Linear BatchNorm1d BatchNorm2d"
     names += " BatchNorm3d LayerNorm GroupNorm Embedding MaxPool2d AvgPool2d AdaptiveAvgPool2d"
-    assert TORCH_BASIC_LAYERS == [getattr(nn, name) for name in names.split()]
+    assert [getattr(nn, name) for name in names.split()] == TORCH_BASIC_LAYERS
 
 
 def test_a_signature_is_the_type_and_the_shapes() -> None:

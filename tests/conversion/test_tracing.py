@@ -85,7 +85,7 @@ def test_the_target_may_have_its_own_arguments() -> None:
 
 def test_arguments_of_another_type_are_refused() -> None:
     with pytest.raises(TypeError, match="must be a tuple or a dict, got Tensor"):
-        converter_of(nn.Linear(2, 2), nn.Linear(2, 2)).map_state_dicts(torch.ones(1, 2))  # pyright: ignore
+        converter_of(nn.Linear(2, 2), nn.Linear(2, 2)).map_state_dicts(torch.ones(1, 2))  # pyright: ignore[reportArgumentType]
 
 
 def test_the_comparison_names_the_first_layer_that_differs(capsys: pytest.CaptureFixture[str]) -> None:

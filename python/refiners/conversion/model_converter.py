@@ -93,7 +93,9 @@ class ModelConverter:
         may still be to come or may have failed. Only `run` and the stage `MODELS_OUTPUT_AGREE` say that it succeeded.
         With `skip_output_check` the threshold is one stage earlier.
         """
-        needed = ConversionStage.BASIC_LAYERS_MATCH if self.skip_output_check else ConversionStage.SHAPE_AND_LAYERS_MATCH
+        needed = (
+            ConversionStage.BASIC_LAYERS_MATCH if self.skip_output_check else ConversionStage.SHAPE_AND_LAYERS_MATCH
+        )
         return self.stage.value >= needed.value
 
     def run(self, source_args: ModuleArgs, target_args: ModuleArgs | None = None) -> bool:
@@ -141,9 +143,7 @@ class ModelConverter:
         """
         return self._loaded_mapping()
 
-    def save_to_safetensors(
-        self, path: Path | str, metadata: dict[str, str] | None = None, half: bool = False
-    ) -> None:
+    def save_to_safetensors(self, path: Path | str, metadata: dict[str, str] | None = None, half: bool = False) -> None:
         """Save the state dict of the target model.
 
         Args:
@@ -159,9 +159,7 @@ class ModelConverter:
             tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
         save_to_safetensors(path, tensors, metadata=metadata)
 
-    def map_state_dicts(
-        self, source_args: ModuleArgs, target_args: ModuleArgs | None = None
-    ) -> dict[str, str] | None:
+    def map_state_dicts(self, source_args: ModuleArgs, target_args: ModuleArgs | None = None) -> dict[str, str] | None:
         """Run both models and match their layers: the k-th of each signature in one with the k-th in the other.
 
         Args:
@@ -225,9 +223,7 @@ class ModelConverter:
         mapping = self.map_state_dicts(source_args, target_args)
         if mapping is None:
             return False
-        tensors = transferred_state_dict(
-            self.source_model, self.target_model, mapping, keep=self.target_keys_to_skip
-        )
+        tensors = transferred_state_dict(self.source_model, self.target_model, mapping, keep=self.target_keys_to_skip)
         self.target_model.load_state_dict(tensors)
         self._mapping = mapping
         return True

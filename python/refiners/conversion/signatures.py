@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from torch import Size, nn
 
@@ -65,12 +66,17 @@ def translate(layer: ModelTypeShape, mapping: LayerMapping) -> ModelTypeShape:
     return mapping.get(layer_type, layer_type), shapes
 
 
+def named_modules(model: nn.Module, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
+    """List the modules of a model with their names; torch leaves their types partially unknown."""
+    return list(cast(Iterable[tuple[str, nn.Module]], model.named_modules(remove_duplicate=remove_duplicate)))
+
+
 def basic_layers(model: nn.Module, mapping: LayerMapping, skip: Iterable[str] = ()) -> dict[str, nn.Module]:
     """List the basic layers of a model by name, without the names to skip."""
     skipped = set(skip)
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if name not in skipped and basic_type(module, mapping) is not None
     }
 
@@ -80,7 +86,7 @@ def unknown_weighted_leaves(model: nn.Module, mapping: LayerMapping, skip: Itera
     skipped = set(skip)
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if name not in skipped
         and next(module.children(), None) is None
         and next(module.parameters(), None) is not None

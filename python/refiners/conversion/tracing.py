@@ -1,6 +1,6 @@
 """Run a model and look at the outputs of some of its layers, leaving the model as it was."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypedDict, cast
 
@@ -30,7 +30,7 @@ def split_arguments(args: ModuleArgs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     if isinstance(args, tuple):
         return args, {}
-    if not isinstance(args, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(args, dict):
         raise TypeError(f"the arguments of a model must be a tuple or a dict, got {type(args).__name__}")
     if args.keys() == {"positional", "keyword"}:
         return tuple(args["positional"]), dict(args["keyword"])
@@ -38,7 +38,7 @@ def split_arguments(args: ModuleArgs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextmanager
-def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+def evaluation_mode(*models: nn.Module) -> Generator[None]:
     """Put models in evaluation mode without gradients, and restore the mode of each of their modules."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 
+from refiners.conversion.signatures import named_modules
+
 
 def transferred_state_dict(
     source: nn.Module, target: nn.Module, mapping: Mapping[str, str], keep: Collection[str] = ()
@@ -54,6 +56,4 @@ def _splits(key: str) -> Iterator[tuple[str, str]]:
 def _first_names(model: nn.Module) -> dict[str, str]:
     """Map each name of each module to the first name of it: a module that appears several times runs under that one."""
     first: dict[int, str] = {}
-    return {
-        name: first.setdefault(id(module), name) for name, module in model.named_modules(remove_duplicate=False)
-    }
+    return {name: first.setdefault(id(module), name) for name, module in named_modules(model, remove_duplicate=False)}

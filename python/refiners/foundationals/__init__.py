@@ -1,0 +1,1 @@
+"""Models, one folder per family; an adapter is a module next to the model it targets."""
