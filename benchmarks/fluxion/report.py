@@ -1,0 +1,90 @@
+"""Results, where they were measured, and their two forms: a Markdown table and JSON."""
+
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import refiners
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured figure.
+
+    Attributes:
+        name: What was measured.
+        unit: The unit of the figures: `ms`, `us`, `s`, or `x` for a ratio to the baseline.
+        best: The best round.
+        median: The median round.
+        budget: What it may cost, None where nothing is promised.
+    """
+
+    name: str
+    unit: str
+    best: float
+    median: float
+    budget: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.budget is None:
+            return "-"
+        if self.median <= self.budget:
+            return "holds"
+        return "best only" if self.best <= self.budget else "missed"
+
+
+def environment() -> dict[str, Any]:
+    """Describe the machine, the versions, the load at this moment, and the command that runs."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "refiners": refiners.__version__,
+    }
+
+
+def as_json(results: list[Result], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Lay the results out for JSON, with the environment and the load at the end."""
+    rows = [{**asdict(result), "verdict": result.verdict} for result in results]
+    return {"environment": {**before, "load_after": after["load"]}, "results": rows}
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """Lay a report out as a Markdown table under its environment."""
+    where = report["environment"]
+    lines = [
+        f"`{where['command']}`, {where['date']}",
+        "",
+        f"{where['cpu']}, {where['cores']} cores, load {where['load'][0]} before and {where['load_after'][0]} after;"
+        f" Python {where['python']}, torch {where['torch']} ({where['torch_threads']} thread),"
+        f" refiners {where['refiners']}.",
+        "",
+        "| measured | budget | best | median | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["results"]:
+        budget = "-" if row["budget"] is None else f"{row['budget']:g} {row['unit']}"
+        figures = f"{row['best']:.3g} {row['unit']} | {row['median']:.3g} {row['unit']}"
+        lines.append(f"| {row['name']} | {budget} | {figures} | {row['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
