@@ -1,0 +1,63 @@
+"""Subtrees that leave a tree keep what they saw, and have no part in it any more."""
+
+from typing import Any
+
+import pytest
+
+import refiners.fluxion.layers as fl
+
+
+class Declaring(fl.Chain):
+    """Declares two contexts; both keys of the first are reset, the list of the second starts empty."""
+
+    def init_context(self) -> dict[str, dict[str, Any]]:
+        return {"foo": {"bar": None, "baz": 0}, "store": {"items": []}}
+
+
+def read() -> fl.UseContext:
+    return fl.UseContext("foo", "bar")
+
+
+@pytest.mark.parametrize("remove", [lambda chain: chain.pop(), lambda chain: chain.remove(chain[0])])
+def test_removed_subtrees_keep_the_values_they_last_saw(remove: Any) -> None:
+    inner = fl.Chain(fl.Chain(read()))
+    chain = Declaring(inner)
+    chain.set_context("foo", {"bar": 1})
+    remove(chain)
+    chain.set_context("foo", {"bar": 2})
+    assert inner(0) == 1
+
+
+def test_what_is_pushed_into_a_removed_subtree_counts() -> None:
+    inner = fl.Chain(fl.Chain(read()))
+    chain = Declaring(inner)
+    chain.set_context("foo", {"bar": 1})
+    chain.pop()
+    inner.set_context("foo", {"bar": 5})
+    assert inner(0) == 5
+    other = Declaring(inner)
+    other.set_context("foo", {"bar": 6})
+    assert chain.use_context("foo")["bar"] == 1
+
+
+def test_removed_subtrees_do_not_write_into_the_tree_they_left() -> None:
+    inner = fl.Chain(fl.SetContext("foo", "bar"))
+    chain = Declaring(inner)
+    chain.set_context("foo", {"bar": 1})
+    chain.pop()
+    inner(5)
+    assert chain.use_context("foo")["bar"] == 1
+    other = Declaring(inner)
+    inner(6)
+    assert other.use_context("foo")["bar"] == 6 and chain.use_context("foo")["bar"] == 1
+
+
+def test_a_moved_subtree_sees_the_values_of_its_new_tree() -> None:
+    inner = fl.Chain(fl.Chain(read()))
+    first, second = Declaring(inner), Declaring()
+    first.set_context("foo", {"bar": 1})
+    second.set_context("foo", {"bar": 2})
+    inner(0)
+    first.pop()
+    second.append(inner)
+    assert inner(0) == 2
