@@ -55,7 +55,7 @@ docs: $(INSTALLED) $(VENV)/.refiners-tools  ## build the documentation into buil
 
 csrc-build: $(VENV)/.refiners-tools  ## build the C++ side without Python: kernels, benchmarks, tests
 	$(abspath $(VENV))/bin/cmake -S . -B $(CMAKE_BUILD) -G Ninja \
-	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja $(CMAKE_ARGS)
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPYTHON_EXECUTABLE=$(RUN) $(CMAKE_ARGS)
 	$(abspath $(VENV))/bin/cmake --build $(CMAKE_BUILD)
 
 csrc-test: csrc-build  ## run the C++ tests
@@ -83,16 +83,17 @@ $(VENV)/.torch:
 	$(PIP) '$(TORCH)'
 	@touch $@
 
+# pip would compile in a folder that it then deletes: it installs the Python part, and the rule after it compiles.
 $(VENV)/.refiners-requirements: pyproject.toml $(TORCH_READY)
-	@$(RUN) -c 'import torch' || { echo "VENV=$(VENV): no torch there" >&2; exit 1; }
+	@$(RUN) -W ignore -c 'import torch' || { echo "VENV=$(VENV): no torch there" >&2; exit 1; }
 	$(PIP) 'setuptools>=77' wheel ninja
-	$(PIP) --no-build-isolation --editable '.[test]'
+	REFINERS_BUILD_NATIVE=0 $(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 $(INSTALLED): $(VENV)/.refiners-requirements $(NATIVE_SOURCES)
-	$(RUN) setup.py --quiet build_ext --inplace
+	$(RUN) setup.py --quiet build_ext --inplace --build-temp build/native
 	@echo $(CURDIR) > $@
 
 $(VENV)/.refiners-tools: $(VENV)/.refiners-requirements
-	$(PIP) --no-build-isolation --editable '.[dev]'
+	REFINERS_BUILD_NATIVE=0 $(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@

@@ -3,7 +3,8 @@
 What torch.utils.cpp_extension does not do is done here: flags for each CPU file by its suffix, nvcc with a CPU build of
 torch, an incremental build without ninja. A file of csrc/common or csrc/ops/*/ is built because it is there.
 
-Variables: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, and REFINERS_BUILD_CUDA=0 to build without nvcc.
+Variables: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, REFINERS_BUILD_CUDA=0 to build without nvcc, and
+REFINERS_BUILD_NATIVE=0 to leave the native part as it is, built or not.
 """
 
 from __future__ import annotations
@@ -167,6 +168,9 @@ class NativeBuild(build_ext):
 
     def run(self) -> None:
         """Build, or say why the package is installed without its native part."""
+        if os.environ.get("REFINERS_BUILD_NATIVE") == "0":
+            self.extensions = []
+            return
         try:
             self.compiler_command = find_compiler()
         except CannotBuildError as error:
