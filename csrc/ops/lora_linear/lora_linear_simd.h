@@ -46,8 +46,10 @@ inline void with_constant_rows(int64_t rows, const F& f) {
 template <class V, int kRows, int kVectors>
 inline void multiply(const float* left, int64_t left_stride, const float* panel, int64_t depth,
                      typename V::Reg (&sums)[kRows][kVectors]) {
-  for (auto& row : sums) {
-    for (auto& sum : row) sum = V::zero();
+#pragma GCC unroll 12  // constant indices keep the sums in registers, here and wherever they are read
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kVectors; ++n) sums[m][n] = V::zero();
   }
   for (int64_t k = 0; k < depth; ++k) {
     typename V::Reg right[kVectors];
@@ -68,7 +70,9 @@ inline void project_tile(const float* left, int64_t left_stride, const float* pa
                          int64_t d_stride) {
   typename V::Reg sums[kRows][kVectors];
   multiply<V>(left, left_stride, panel, depth, sums);
+#pragma GCC unroll 12
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
     for (int n = 0; n < kVectors; ++n) {
       float* target = d + m * d_stride + n * V::kWidth;
       V::store(target, V::add(V::load(target), sums[m][n]));
@@ -82,7 +86,9 @@ inline void update_tile(const float* d, int64_t d_stride, const float* panel, in
                         int64_t columns) {
   typename V::Reg sums[kRows][2];
   multiply<V>(d, d_stride, panel, depth, sums);
+#pragma GCC unroll 12
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
     for (int n = 0; n < 2; ++n) {
       T* target = y + m * y_stride + n * V::kWidth;
       const int64_t count = columns - n * V::kWidth;
