@@ -15,7 +15,7 @@ endif
 RUN := $(abspath $(VENV))/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 CMAKE_BUILD ?= build/cmake
-NATIVE_SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE_SOURCES := setup.py python/refiners/ops/library_file.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP_SOURCES := $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 # The environment belongs to the checkout that was installed into it last.

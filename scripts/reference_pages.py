@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+Section: TypeAlias = list[str | dict[str, "Section"] | dict[str, str]]
 
 PACKAGE = Path(__file__).parents[1] / "python" / "refiners"
 
@@ -25,17 +27,16 @@ def page_of(module: str) -> str:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Append the pages to the section `Reference` of the navigation, in the folders of the package."""
-    nav: list[Any] = config.nav or []
-    (reference,) = (entry["Reference"] for entry in nav if isinstance(entry, dict) and "Reference" in entry)
+    sections = cast("list[dict[str, Section]]", config.nav)
     for module in public_modules():
-        section = reference
-        for folder in module.split(".")[1:-1]:
-            known = next((entry for entry in section if isinstance(entry, dict) and folder in entry), None)
-            if known is None:
-                known = {folder: []}
-                section.append(known)
-            section = known[folder]
-        section.append({module.rpartition(".")[2]: page_of(module)})
+        section = next(entry["Reference"] for entry in sections if "Reference" in entry)
+        *folders, name = module.split(".")[1:]
+        for folder in folders:
+            known = next((entry[folder] for entry in section if isinstance(entry, dict) and folder in entry), None)
+            if not isinstance(known, list):
+                section.append({folder: (known := [])})
+            section = known
+        section.append({name: page_of(module)})
     return config
 
 
