@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -10,14 +11,19 @@ from mkdocs.structure.files import File, Files
 
 Section: TypeAlias = list[str | dict[str, "Section"] | dict[str, str]]
 
+MORE = ["refiners.fluxion.context", "refiners.conversion.model_converter"]
+PROGRAMS = ("refiners.bench", "refiners.demo", "refiners.doctor")  # documented by their --help
 PACKAGE = Path(__file__).parents[1] / "python" / "refiners"
 
 
 def public_modules() -> list[str]:
-    """List the modules that hold something of their own: no `__init__`, no underscore in front, the operators first."""
-    paths = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py")]
-    names = sorted(".".join(path.parts) for path in paths if not any(part.startswith("_") for part in path.parts))
-    return sorted(names, key=lambda name: not name.startswith("refiners.ops"))
+    """List the modules that a package re-exports something from, and the few others that are meant for import."""
+    names = set(MORE)
+    for init in PACKAGE.rglob("__init__.py"):
+        imports = (node for node in ast.parse(init.read_text()).body if isinstance(node, ast.ImportFrom))
+        names.update(node.module for node in imports if node.module and "._" not in node.module)
+    names = {name for name in names if name.startswith("refiners.") and not name.startswith(PROGRAMS)}
+    return sorted(name for name in names if (PACKAGE.parent / name.replace(".", "/")).with_suffix(".py").is_file())
 
 
 def page_of(module: str) -> str:
