@@ -211,7 +211,8 @@ PYTHON_FINE = [
     ("fluxion/layers/__init__.py", "def __getattr__(n):\n    from refiners.fluxion.adapters.adapter import Adapter"),
     ("foundationals/latent_diffusion/a.py", "from refiners.foundationals.clip import x"),
     ("demo/a.py", "def f():\n    import sklearn\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import rich"),
-    ("cli.py", "from refiners import __version__\nfrom refiners.demo import main\nx: int = ''  # type: ignore[assignment]"),
+    ("cli.py", "from refiners import __version__\nfrom refiners.demo import main"),
+    ("cli.py", "x: int = ''  # type: ignore[assignment]"),
 ]
 CPP_MISTAKES = [
     ("ops/a/a_kernel.cu", "#include <torch/csrc/stable/tensor.h>", "torch is for"),
