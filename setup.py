@@ -106,7 +106,7 @@ def choose_architectures(nvcc: Path) -> list[str]:
         found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         return [f"{major}.{minor}{'a' * (major >= 9)}" for major, minor in sorted(found)]
     known = run([str(nvcc), "--list-gpu-code"])
-    return [name for name in DEFAULT_ARCHITECTURES.split(";") if f"sm_{code_of(name)}" in known]
+    return [name for name in DEFAULT_ARCHITECTURES.split(";") if f"sm_{code_of(name).rstrip('af')}" in known]
 
 
 def code_of(architecture: str) -> str:

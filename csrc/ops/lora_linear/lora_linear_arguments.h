@@ -65,9 +65,15 @@ inline LoraLinearArguments make_lora_linear_arguments(const Tensor& x, const Ten
 
 // What only kernels need, and the portable path does not: x in rows, multipliers in float32.
 inline void flatten_lora_linear_arguments(LoraLinearArguments& a) {
-  a.x = torch::stable::reshape(a.x, {a.rows, a.weight.size(1)});
+  if (a.x.dim() != 2) a.x = torch::stable::reshape(a.x, {a.rows, a.weight.size(1)});
   if (a.weight.size(1) > 1 && a.x.stride(1) != 1) a.x = torch::stable::contiguous(a.x);
-  a.scale = torch::stable::contiguous(torch::stable::to(a.scale, ScalarType::Float));
+  if (a.scale.scalar_type() != ScalarType::Float) a.scale = torch::stable::to(a.scale, ScalarType::Float);
+  if (!a.scale.is_contiguous()) a.scale = torch::stable::contiguous(a.scale);
+}
+
+// The result [rows, out] with the dimensions of x.
+inline Tensor unflatten_lora_linear_result(const LoraLinearArguments& a, const Tensor& y) {
+  return a.shape.size() == 2 ? y : torch::stable::reshape(y, a.shape);
 }
 
 inline Tensor lora_linear_portable(const LoraLinearArguments& a) {

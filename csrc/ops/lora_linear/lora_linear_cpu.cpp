@@ -89,10 +89,11 @@ Tensor lora_linear_cpu(const Tensor& x, const Tensor& weight, const std::optiona
   } else if (plan == LoraLinearPlan::kLibrary) {
     y = lora_linear_with_library(a, pack_rows);
   } else {
-    y = torch::stable::contiguous(linear(a.x, weight, bias));
+    y = linear(a.x, weight, bias);
+    if (!y.is_contiguous()) y = torch::stable::contiguous(y);
     add_update(a, y, kernels);
   }
-  return torch::stable::reshape(y, a.shape);
+  return unflatten_lora_linear_result(a, y);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(refiners, CPU, m) { m.impl("lora_linear", TORCH_BOX(&lora_linear_cpu)); }

@@ -2,6 +2,9 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include <array>
+#include <atomic>
+
 #include "../../common/check.h"
 #include "../../common/kernel_switches.h"
 #include "lora_linear_kernel.h"
@@ -11,6 +14,17 @@ namespace refiners {
 namespace {
 
 KernelSwitch kernels_on("lora_linear");
+
+constexpr int kMaxDevices = 64;
+
+// Why the kernel does not run on a device, which is the current one; null if it does. Asked once for each device.
+const char* find_problem(int device) {
+  static std::array<std::atomic<int>, kMaxDevices> known;  // status + 1, so that 0 is unknown
+  if (device < 0 || device >= kMaxDevices) return "there are more than 64 devices";
+  if (known[device] == 0) known[device] = static_cast<int>(probe_lora_linear_pack()) + 1;
+  const auto status = static_cast<cudaError_t>(known[device].load() - 1);
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
 
 cudaStream_t current_stream(const Tensor& x) {
   void* stream = nullptr;
@@ -55,7 +69,9 @@ Tensor lora_linear_cuda(const Tensor& x, const Tensor& weight, const std::option
   LoraLinearArguments a = make_lora_linear_arguments(x, weight, bias, downs, ups, scale, block);
   const auto adapters = static_cast<int64_t>(downs.size());
   const LoraLinearPlan plan = choose_lora_linear_cuda_plan(dtype_of(x), adapters, block.has_value()).plan;
-  if (!kernels_on.on() || plan == LoraLinearPlan::kPortable) return lora_linear_portable(a);
+  if (!kernels_on.on() || plan == LoraLinearPlan::kPortable || find_problem(x.get_device_index()) != nullptr) {
+    return lora_linear_portable(a);
+  }
   flatten_lora_linear_arguments(a);
   const auto pack = [&](const LoraLinearPackRowsParams& p) { pack_rows(p, a.x); };
   Tensor y;
@@ -66,10 +82,16 @@ Tensor lora_linear_cuda(const Tensor& x, const Tensor& weight, const std::option
   } else {
     y = lora_linear_with_library(a, pack);
   }
-  return torch::stable::reshape(y, a.shape);
+  return unflatten_lora_linear_result(a, y);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(refiners, CUDA, m) { m.impl("lora_linear", TORCH_BOX(&lora_linear_cuda)); }
 
 }  // namespace
 }  // namespace refiners
+
+// Why the kernel does not run on a device, or null: for python/refiners/ops/library.py, through ctypes.
+extern "C" __attribute__((visibility("default"))) const char* refiners_find_lora_linear_cuda_problem(int device) {
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  return refiners::find_problem(device);
+}

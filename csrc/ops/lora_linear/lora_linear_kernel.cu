@@ -64,6 +64,13 @@ void launch(const LoraLinearPackParams& p, const LoraLinearPackConfig& config, c
 
 }  // namespace
 
+cudaError_t probe_lora_linear_pack() {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, lora_linear_pack_kernel<float, 1>);
+  cudaGetLastError();  // what fails here is an answer, and must not be found by a later check
+  return status;
+}
+
 cudaError_t launch_lora_linear_pack(const LoraLinearPackParams& p, const LoraLinearPackConfig& config,
                                     cudaStream_t stream) {
   if (p.rows == 0 || p.in_features + p.padded_rank == 0) return cudaSuccess;

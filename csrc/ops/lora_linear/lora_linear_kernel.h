@@ -28,4 +28,7 @@ struct LoraLinearPackParams {
 cudaError_t launch_lora_linear_pack(const LoraLinearPackParams& p, const LoraLinearPackConfig& config,
                                     cudaStream_t stream);
 
+// cudaSuccess if the current device can run the kernel: not where the build has no code for it, or its driver is too old.
+cudaError_t probe_lora_linear_pack();
+
 }  // namespace refiners

@@ -95,21 +95,34 @@ class NativeLibrary:
         if self._functions is not None:
             self._functions.refiners_use_kernels(operator.encode(), int(enabled))
 
-    def uses_cuda_kernels(self, operator: str, dtype: torch.dtype) -> bool:
-        """Whether the kernels of an operator run for this dtype on a CUDA device."""
-        built = self.record is not None and self.record.cuda is not None
-        return self.loaded and built and operator not in self.settings.disabled and dtype in CUDA_DTYPES
+    def why_no_cuda_kernels(self, operator: str, dtype: torch.dtype, device: int = 0) -> str | None:
+        """Give the reason why the kernels of an operator do not run on a CUDA device; None where they do."""
+        if self._functions is None or self.record is None:
+            return self.problem
+        if operator in self.settings.disabled:
+            return f"REFINERS_DISABLE_NATIVE names {operator}"
+        if self.record.cuda is None:
+            return "the library was built without CUDA"
+        if dtype not in CUDA_DTYPES:
+            return "no kernel for this dtype"
+        problem: bytes | None = self._functions.refiners_find_lora_linear_cuda_problem(device)
+        return None if problem is None else problem.decode()
 
     def explain_lora_linear(self, dtype: str, has_block: bool) -> tuple[str, str]:
         """Give what `lora_linear` does on the CPU with this dtype, and the reason."""
         if self._functions is None:
             return "portable", self.problem or ""
-        plan, reason = self._functions.refiners_explain_lora_linear(dtype.encode(), int(has_block)).decode().split(": ", 1)
+        if "lora_linear" in self.settings.disabled:
+            return "portable", "REFINERS_DISABLE_NATIVE names lora_linear"
+        text: bytes = self._functions.refiners_explain_lora_linear(dtype.encode(), int(has_block))
+        plan, _, reason = text.decode().partition(": ")
         return plan, reason
 
 
 def _bind(functions: ctypes.CDLL) -> ctypes.CDLL:
     functions.refiners_explain_lora_linear.restype = ctypes.c_char_p
+    if hasattr(functions, "refiners_find_lora_linear_cuda_problem"):  # built with CUDA
+        functions.refiners_find_lora_linear_cuda_problem.restype = ctypes.c_char_p
     return functions
 
 

@@ -112,7 +112,7 @@ def prepare_lora_block(
 
 def _block_is_used(weight: Tensor) -> bool:
     if weight.device.type != "cpu":
-        return weight.is_cuda and native.uses_cuda_kernels("lora_linear", weight.dtype)
+        return weight.is_cuda and native.why_no_cuda_kernels("lora_linear", weight.dtype, weight.get_device()) is None
     return native.explain_lora_linear(str(weight.dtype).removeprefix("torch."), has_block=True)[0] == "block"
 
 

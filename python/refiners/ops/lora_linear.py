@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refiners.ops.library import LIBRARY
-from refiners.ops.lora_linear_backward import backward, per_row, save_for_backward
+from refiners.ops.lora_linear_backward import any_requires_grad, backward, per_row, save_for_backward
 from refiners.ops.lora_linear_checks import check_lora_linear
 
+_BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
 _ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor[] downs, Tensor[] ups, Tensor scale, Tensor? block=None)"
 LIBRARY.define(f"lora_linear{_ARGUMENTS} -> Tensor")
 LIBRARY.define(f"_lora_linear_portable{_ARGUMENTS} -> Tensor")  # what a kernel calls that refuses its arguments
@@ -59,7 +60,10 @@ def lora_linear(
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias, downs, ups, block = _autocast(x, weight, bias, downs, ups, block)
     check_lora_linear(x, weight, bias, downs, ups, scale, block)
-    return torch.ops.refiners.lora_linear.default(x, weight, bias, downs, ups, scale, block)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any_requires_grad(x, weight, bias, downs, ups, scale)):
+        return torch.ops.refiners.lora_linear.default(x, weight, bias, downs, ups, scale, block)
+    with _BELOW_AUTOGRAD():  # a gradient written in Python costs as much as a small layer, also where none is recorded
+        return torch.ops.refiners.lora_linear.default(x, weight, bias, downs, ups, scale, block)
 
 
 def _autocast(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,14 @@ from torch import Tensor
 def per_row(scale: Tensor, x: Tensor) -> Tensor:
     """Give the multipliers of one update the dtype and as many dimensions as `x`."""
     return scale.to(x.dtype).reshape(*scale.shape, *[1] * (x.dim() - scale.dim()))
+
+
+def any_requires_grad(*arguments: Tensor | None | Sequence[Tensor]) -> bool:
+    """Whether a gradient is asked of one of the arguments of an operator."""
+    return any(
+        argument.requires_grad if isinstance(argument, Tensor) else any(tensor.requires_grad for tensor in argument or ())
+        for argument in arguments
+    )
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,0 +1,141 @@
+"""`python -m refiners doctor`: what is installed, what the machine can do, and which path each operator takes and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from refiners import __version__
+from refiners.ops.library import CUDA_DTYPES, PACKAGE, NativeLibrary, native
+from refiners.ops.lora_block import lora_block_cache
+
+_DTYPES = (*CUDA_DTYPES, torch.float64)
+_PACKAGES = ("safetensors", "numpy", "pillow", "jaxtyping")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the report; the exit status is 0 whatever it says."""
+    parser = argparse.ArgumentParser(prog="python -m refiners doctor", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    arguments = parser.parse_args(argv)
+    found = report()
+    print(json.dumps(found, indent=2) if arguments.json else "\n".join(_lines(found)))
+    return 0
+
+
+def report() -> dict[str, Any]:
+    """Collect everything that is printed, as values that JSON can hold."""
+    host, host_problem = _load_host()
+    return {
+        "versions": _versions(),
+        "cpu": _cpu(host),
+        "devices": _devices(),
+        "native library": _library(native),
+        "host module": {"loaded": host is not None, "problem": host_problem},
+        "operators": {"lora_linear": _lora_linear(native)},
+        "block cache": {
+            "blocks": len(lora_block_cache),
+            "MiB": lora_block_cache.bytes / 2**20,
+            "limit MiB": lora_block_cache.limit / 2**20,
+        },
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("REFINERS_")},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"refiners": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _load_host() -> tuple[Any, str | None]:
+    try:
+        return import_module("refiners._host"), None
+    except ImportError as error:
+        others = sorted(path.name for path in PACKAGE.glob("_host.*"))
+        built = f"built for another Python: {', '.join(others)}" if others else "not built"
+        return None, f"{built} ({error})"
+
+
+def _cpu(host: Any) -> dict[str, Any]:
+    features: dict[str, bool] | None = None if host is None else host.cpu_features()
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "features": None if features is None else sorted(name for name, there in features.items() if there),
+        "torch": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _devices() -> list[str]:
+    found = ["cpu"]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        found.append(f"cuda:{index}: {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB")
+    return found + ["mps"] * torch.backends.mps.is_available()
+
+
+def _library(library: NativeLibrary) -> dict[str, Any]:
+    return {
+        "file": None if library.path is None else str(library.path),
+        "built": None if library.record is None else library.record._asdict(),
+        "loaded": library.loaded,
+        "problem": library.problem,
+        "instruction set": library.isa,
+        "because": library.isa_reason,
+    }
+
+
+def _lora_linear(library: NativeLibrary) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    for dtype in _DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        plan, reason = library.explain_lora_linear(name, has_block=False)
+        paths[f"cpu {name}"] = _path(plan, library.isa, reason)
+        plan_with_block, reason = library.explain_lora_linear(name, has_block=True)
+        if plan_with_block != plan:
+            paths[f"cpu {name}, with a block"] = _path(plan_with_block, library.isa, reason)
+        paths[f"cuda {name}"] = _cuda_path(library, dtype)
+    paths["other devices"] = "portable: there are kernels for the CPU and CUDA only"
+    return paths
+
+
+def _path(plan: str, isa: str, reason: str) -> str:
+    return f"portable: {reason}" if plan == "portable" else f"native ({plan}, {isa}): {reason}"
+
+
+def _cuda_path(library: NativeLibrary, dtype: torch.dtype) -> str:
+    if not torch.cuda.is_available():
+        return "none: torch sees no CUDA device"
+    if problem := library.why_no_cuda_kernels("lora_linear", dtype):
+        return f"portable: {problem}"
+    return "native: one library multiplication with a block, else the library's for each update"
+
+
+def _lines(found: dict[str, Any], indent: str = "") -> list[str]:
+    lines: list[str] = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:" + " -" * (not value), *_lines(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines.append(f"{indent}{name}: {', '.join(map(str, value)) or '-'}")
+        elif isinstance(value, bool):
+            lines.append(f"{indent}{name}: {'yes' if value else 'no'}")
+        else:
+            shown = "-" if value is None else f"{value:.1f}" if isinstance(value, float) else value
+            lines.append(f"{indent}{name}: {shown}")
+    return lines
