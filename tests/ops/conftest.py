@@ -1,0 +1,95 @@
+"""Inputs and reference of `lora_linear`, and the paths that this machine can be forced to."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from refiners.ops.library import native
+from refiners.ops.settings import ISAS
+
+
+class LoraLinearInputs(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    downs: list[Tensor]
+    ups: list[Tensor]
+    scale: Tensor
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "LoraLinearInputs":
+        bias = None if self.bias is None else f(self.bias)
+        return LoraLinearInputs(
+            f(self.x), f(self.weight), bias, [f(d) for d in self.downs], [f(u) for u in self.ups], f(self.scale)
+        )
+
+
+def make_lora_linear_inputs(
+    batch: tuple[int, ...],
+    in_features: int,
+    out_features: int,
+    ranks: tuple[int, ...],
+    lead: int = 0,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LoraLinearInputs:
+    def normal(*shape: int, fan: int = 1) -> Tensor:
+        return (torch.randn(*shape) / max(fan, 1) ** 0.5).to(device, dtype)
+
+    return LoraLinearInputs(
+        normal(*batch, in_features),
+        normal(out_features, in_features, fan=in_features),
+        normal(out_features) if bias else None,
+        [normal(rank, in_features, fan=in_features) for rank in ranks],
+        [normal(out_features, rank, fan=rank) for rank in ranks],
+        torch.randn(len(ranks), *batch[:lead]).to(device),
+    )
+
+
+def lora_linear_reference(x: Any, weight: Any, bias: Any, downs: Any, ups: Any, scale: Any) -> Tensor:
+    """The formula, plainly, in float64."""
+    x, weight = x.double(), weight.double()
+    y = x @ weight.T
+    if bias is not None:
+        y = y + bias.double()
+    for multiplier, down, up in zip(scale.double(), downs, ups, strict=True):
+        per_row = multiplier.reshape(multiplier.shape + (1,) * (x.dim() - multiplier.dim()))
+        y = y + per_row * (x @ (up.double() @ down.double()).T)
+    return y
+
+
+@pytest.fixture
+def make_inputs() -> Callable[..., LoraLinearInputs]:
+    return make_lora_linear_inputs
+
+
+@pytest.fixture
+def reference() -> Callable[..., Tensor]:
+    return lora_linear_reference
+
+
+def _available() -> list[str]:
+    before = native.isa, native.isa_reason
+    names = [name for name in ISAS if native.use_isa(name)]
+    native.use_isa(before[0])
+    native.isa_reason = before[1]
+    return names
+
+
+@pytest.fixture(params=_available())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this CPU and this build have, in use for one test."""
+    before = native.isa, native.isa_reason
+    assert native.use_isa(request.param)
+    yield request.param
+    native.use_isa(before[0])
+    native.isa_reason = before[1]
+
+
+@pytest.fixture
+def needs_native() -> None:
+    if not native.loaded:
+        pytest.skip("the native library is not loaded")
