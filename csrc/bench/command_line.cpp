@@ -30,7 +30,7 @@ std::string expected(const Option& option) {
 
 bool is_valid_item(const Option& option, const std::string& item) {
   if (option.kind == Kind::positive_number) return parse_positive<double>(item) > 0;
-  if (option.kind == Kind::positive_integers) return parse_positive<long>(item) > 0;
+  if (option.kind == Kind::positive_integers) return parse_positive<std::int64_t>(item) > 0;
   return option.choices.empty() || std::ranges::find(option.choices, item) != option.choices.end();
 }
 
@@ -73,9 +73,9 @@ const std::string& CommandLine::word(std::string_view name) const { return value
 
 std::vector<std::string> CommandLine::words(std::string_view name) const { return split(word(name), ','); }
 
-std::vector<long> CommandLine::integers(std::string_view name) const {
-  std::vector<long> values;
-  for (const auto& item : words(name)) values.push_back(parse_positive<long>(item));
+std::vector<std::int64_t> CommandLine::integers(std::string_view name) const {
+  std::vector<std::int64_t> values;
+  for (const auto& item : words(name)) values.push_back(parse_positive<std::int64_t>(item));
   return values;
 }
 

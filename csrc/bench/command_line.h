@@ -1,6 +1,7 @@
 // The command line of a benchmark: `--name value` options, checked before any work.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <span>
 #include <stdexcept>
@@ -35,7 +36,7 @@ class CommandLine {
   // Each throws std::logic_error for an option that was never declared.
   const std::string& word(std::string_view name) const;
   std::vector<std::string> words(std::string_view name) const;
-  std::vector<long> integers(std::string_view name) const;
+  std::vector<std::int64_t> integers(std::string_view name) const;
   double number(std::string_view name) const;
 
  private:

@@ -80,4 +80,24 @@ std::vector<LinearShape> limit_rows(const std::vector<LinearShape>& shapes, std:
   return limited;
 }
 
+std::vector<LinearShape> select_linear_shapes(const std::filesystem::path& folder,
+                                              const std::vector<std::string>& models,
+                                              const std::vector<std::int64_t>& row_limits) {
+  std::vector<LinearShape> shapes;
+  for (const auto& model : models) {
+    const auto all = load_linear_shapes(folder, model);
+    for (const auto limit : row_limits) {
+      for (const auto& shape : limit_rows(all, limit)) {
+        if (std::ranges::find(shapes, shape) == shapes.end()) shapes.push_back(shape);
+      }
+    }
+  }
+  return shapes;
+}
+
+std::string describe(const LinearShape& shape) {
+  return shape.model + " " + std::to_string(shape.rows) + "x" + std::to_string(shape.in_features) + "→" +
+         std::to_string(shape.out_features) + (shape.bias ? "+b" : "");
+}
+
 }  // namespace refiners::bench

@@ -32,4 +32,12 @@ std::vector<LinearShape> load_linear_shapes(const std::filesystem::path& folder,
 // The same shapes with at most `max_rows` rows; equal ones become one.
 std::vector<LinearShape> limit_rows(const std::vector<LinearShape>& shapes, std::int64_t max_rows);
 
+// The shapes of several models, each limit of rows in turn, without duplicates.
+std::vector<LinearShape> select_linear_shapes(const std::filesystem::path& folder,
+                                              const std::vector<std::string>& models,
+                                              const std::vector<std::int64_t>& row_limits);
+
+// "sdxl 1024x1280→10240+b": rows, in and out features, and whether there is a bias.
+std::string describe(const LinearShape& shape);
+
 }  // namespace refiners::bench

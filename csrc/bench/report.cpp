@@ -36,6 +36,13 @@ void check_writable(const std::string& path) {
   if (!path.empty() && !std::ofstream(path, std::ios::app)) throw std::runtime_error("cannot write " + path);
 }
 
+Json to_json(const Summary& summary) {
+  return Json::Object{{"best", summary.best},     {"lower_quartile", summary.lower_quartile},
+                      {"median", summary.median}, {"upper_quartile", summary.upper_quartile},
+                      {"worst", summary.worst},   {"spread", summary.spread()},
+                      {"count", summary.count}};
+}
+
 Report::Report(std::string benchmark, std::string command) {
   const Machine machine = inspect_machine();
   facts_.set("benchmark", benchmark).set("command", command).set("date", utc_now()).set("machine", to_json(machine));

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "json.h"
+#include "stats.h"
 #include "table.h"
 
 namespace refiners::bench {
@@ -29,6 +30,8 @@ class Report {
   Json cases_{Json::Array{}};
   Json totals_{Json::Array{}};
 };
+
+Json to_json(const Summary& summary);
 
 // Throws std::runtime_error if `path` cannot be written; call it before a long run whose result goes there.
 void check_writable(const std::string& path);

@@ -23,14 +23,14 @@ using Words = std::vector<std::string>;
 TEST(options_have_defaults) {
   const CommandLine line = parse({});
   CHECK(line.words("--model") == (Words{"sd15", "sdxl"}));
-  CHECK(line.integers("--rank") == (std::vector<long>{16, 64}));
+  CHECK(line.integers("--rank") == (std::vector<std::int64_t>{16, 64}));
   CHECK_EQ(line.number("--min-time"), 0.5);
   CHECK_EQ(line.word("--json"), "");
 }
 
 TEST(both_spellings_are_read) {
   const CommandLine line = parse({"--rank", "8", "--model=sdxl", "--json=a=b.json", "--min-time", "2e-2"});
-  CHECK(line.integers("--rank") == (std::vector<long>{8}));
+  CHECK(line.integers("--rank") == (std::vector<std::int64_t>{8}));
   CHECK(line.words("--model") == (Words{"sdxl"}));
   CHECK_EQ(line.word("--json"), "a=b.json");
   CHECK_EQ(line.number("--min-time"), 0.02);

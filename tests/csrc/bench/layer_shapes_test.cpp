@@ -1,5 +1,6 @@
 #include "bench/layer_shapes.h"
 
+#include <algorithm>
 #include <map>
 #include <sstream>
 #include <stdexcept>
@@ -49,6 +50,20 @@ TEST(limited_rows_merge_what_became_equal) {
   CHECK(limited[0] == (LinearShape{"m", "a", 50, 4, 2, false, 3}));
   CHECK_EQ(limited[1].count, 4);
   CHECK_EQ(limited[2].rows, 5);
+}
+
+TEST(a_selection_has_no_duplicates) {
+  const auto once = select_linear_shapes(REFINERS_SHAPES_FOLDER, {"sd15"}, {64});
+  CHECK_EQ(select_linear_shapes(REFINERS_SHAPES_FOLDER, {"sd15", "sd15"}, {64, 64}).size(), once.size());
+  CHECK_EQ(select_linear_shapes(REFINERS_SHAPES_FOLDER, {"sd15", "sdxl"}, {64}).back().model, "sdxl");
+  std::int64_t most = 0;
+  for (const auto& shape : once) most = std::max(most, shape.rows);
+  CHECK_EQ(most, 64);
+}
+
+TEST(a_shape_is_described_in_a_word) {
+  CHECK_EQ(describe(LinearShape{"m", "q", 8, 4, 2, true, 1}), "m 8x4→2+b");
+  CHECK_EQ(describe(LinearShape{"m", "q", 8, 4, 2, false, 1}), "m 8x4→2");
 }
 
 // The tables that are shipped: known counts of layers, and the arithmetic of one step, counted by hand in TFLOP.

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <iterator>
 #include <stdexcept>
+#include <vector>
 
 #include "capture.h"
 #include "check.h"
@@ -51,6 +52,13 @@ TEST(the_json_file_holds_facts_and_cases) {
     CHECK(json.find(expected) != std::string::npos);
   }
   std::filesystem::remove(path);
+}
+
+TEST(a_summary_has_all_its_figures) {
+  const std::vector samples{1.0, 2.0, 3.0};
+  CHECK_EQ(to_json(summarize(samples)).dump(0),
+           "{\"best\": 1, \"lower_quartile\": 1.5, \"median\": 2, \"upper_quartile\": 2.5, \"worst\": 3, "
+           "\"spread\": 0.5, \"count\": 3}");
 }
 
 TEST(a_path_that_cannot_be_written_is_named) {

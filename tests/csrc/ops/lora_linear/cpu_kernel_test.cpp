@@ -1,0 +1,248 @@
+// The CPU kernels against the formula in float64, for every instruction set that this machine has, without torch.
+#include "ops/lora_linear/lora_linear_cpu_kernel.h"
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "check.h"
+
+using namespace refiners;
+
+namespace {
+
+struct Sizes {
+  std::int64_t rows, in, out;
+  std::vector<std::int64_t> ranks;
+};
+
+// One ordinary case, then edges: nothing divides, single rows and columns, more than a block in each direction, stacks.
+const std::vector<Sizes> kCases = {
+    {96, 320, 640, {16}}, {7, 33, 17, {3}},    {1, 1, 1, {1}},      {5, 300, 65, {8}},          {131, 31, 129, {5}},
+    {2, 64, 32, {64}},    {3, 16, 200, {130}}, {49, 257, 96, {16}}, {10, 40, 24, {4, 0, 9, 1}}, {1, 1280, 6, {128}},
+};
+
+std::vector<std::pair<CpuIsa, const LoraLinearCpuKernels*>> kernels() {
+  std::vector<std::pair<CpuIsa, const LoraLinearCpuKernels*>> found;
+  for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+    const auto* table = lora_linear_cpu_kernels(isa);
+    if (table != nullptr && isa <= best_cpu_isa(cpu_features())) found.emplace_back(isa, table);
+  }
+  return found;
+}
+
+float from_bfloat16(std::uint16_t bits) {
+  const std::uint32_t wide = std::uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+// Rounds to nearest, ties to even.
+std::uint16_t to_bfloat16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// A matrix as a kernel sees it, its values also in float64. Each row has `gap` elements behind it that must stay.
+class Matrix {
+ public:
+  static constexpr std::int64_t kGap = 3;
+
+  Matrix(Dtype dtype, std::int64_t rows, std::int64_t columns, std::mt19937& random)
+      : dtype_(dtype), columns_(columns), stride_(columns + kGap), values_(static_cast<std::size_t>(rows * stride_)) {
+    std::normal_distribution<float> normal;
+    narrow_.resize(values_.size());
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      values_[i] = normal(random);
+      narrow_[i] = to_bfloat16(values_[i]);
+      if (dtype == Dtype::kBfloat16) values_[i] = from_bfloat16(narrow_[i]);
+    }
+  }
+
+  void* data() { return dtype_ == Dtype::kBfloat16 ? static_cast<void*>(narrow_.data()) : values_.data(); }
+  std::int64_t stride() const { return stride_; }
+
+  // What is stored now: kernels write into one of the two.
+  double at(std::int64_t row, std::int64_t column) const {
+    const auto i = static_cast<std::size_t>(row * stride_ + column);
+    return dtype_ == Dtype::kBfloat16 ? from_bfloat16(narrow_[i]) : values_[i];
+  }
+
+ private:
+  Dtype dtype_;
+  std::int64_t columns_, stride_;
+  std::vector<float> values_;
+  std::vector<std::uint16_t> narrow_;
+};
+
+struct Problem {
+  Problem(Dtype dtype, const Sizes& s, std::int64_t scale_count)
+      : sizes(s), x(dtype, s.rows, s.in, random), y(dtype, s.rows, s.out, random), before(y) {
+    std::int64_t rank = 0;
+    for (const auto r : s.ranks) {
+      downs.emplace_back(dtype, r, s.in, random);
+      ups.emplace_back(dtype, s.out, r, random);
+      adapters.push_back({nullptr, downs.back().stride(), 1, nullptr, ups.back().stride(), 1, r, rank});
+      rank += r;
+      for (std::int64_t i = 0; i < scale_count; ++i) scales.push_back(0.25f * static_cast<float>(i % 5) - 0.5f);
+    }
+    for (std::size_t a = 0; a < adapters.size(); ++a) {
+      adapters[a].down = downs[a].data();
+      adapters[a].up = ups[a].data();
+    }
+    params = {dtype,
+              s.rows,
+              s.in,
+              s.out,
+              rank,
+              x.data(),
+              x.stride(),
+              y.data(),
+              y.stride(),
+              adapters.data(),
+              static_cast<std::int64_t>(adapters.size()),
+              scales.data(),
+              scale_count,
+              (s.rows + scale_count - 1) / scale_count,
+              nullptr,
+              nullptr};
+  }
+
+  // Packs in two parts and updates the rows in two parts, as two threads would.
+  void run(const LoraLinearCpuKernels& table) {
+    std::vector<float> down(static_cast<std::size_t>(table.packed_down_size(params)));
+    std::vector<float> up(static_cast<std::size_t>(table.packed_up_size(params)));
+    std::vector<float> scratch(static_cast<std::size_t>(table.scratch_size(params)));
+    params.packed_down = down.data();
+    params.packed_up = up.data();
+    const std::int64_t middle = sizes.out / 2 / kPackGrain * kPackGrain;
+    table.pack_down(params, 0, sizes.in / 2);
+    table.pack_down(params, sizes.in / 2, sizes.in);
+    if (middle > 0) table.pack_up(params, 0, middle);
+    table.pack_up(params, middle, sizes.out);
+    table.update_rows(params, 0, sizes.rows / 3, scratch.data());
+    table.update_rows(params, sizes.rows / 3, sizes.rows, scratch.data());
+  }
+
+  // y + Σ scale · (x·Aᵀ)·Bᵀ for one row.
+  std::vector<double> reference(std::int64_t row) const {
+    std::vector<double> sums;
+    for (std::int64_t c = 0; c < sizes.out; ++c) sums.push_back(before.at(row, c));
+    for (std::size_t a = 0; a < adapters.size(); ++a) {
+      const auto first = static_cast<std::int64_t>(a) * params.scale_count;
+      for (std::int64_t k = 0; k < adapters[a].rank; ++k) {
+        double d = 0;
+        for (std::int64_t i = 0; i < sizes.in; ++i) d += x.at(row, i) * downs[a].at(k, i);
+        d *= static_cast<double>(params.scale[first + row / params.rows_per_scale]);
+        for (std::int64_t c = 0; c < sizes.out; ++c) sums[static_cast<std::size_t>(c)] += d * ups[a].at(c, k);
+      }
+    }
+    return sums;
+  }
+
+  // Norm of the error / norm of the result.
+  double error() const {
+    double error = 0;
+    double norm = 0;
+    for (std::int64_t r = 0; r < sizes.rows; ++r) {
+      const auto row = reference(r);
+      for (std::int64_t c = 0; c < sizes.out; ++c) {
+        const double expected = row[static_cast<std::size_t>(c)];
+        error += std::pow(y.at(r, c) - expected, 2);
+        norm += expected * expected;
+      }
+    }
+    return std::sqrt(error / norm);
+  }
+
+  bool gaps_are_untouched() const {
+    for (std::int64_t r = 0; r < sizes.rows; ++r) {
+      for (std::int64_t c = sizes.out; c < sizes.out + Matrix::kGap; ++c) {
+        if (y.at(r, c) != before.at(r, c)) return false;
+      }
+    }
+    return true;
+  }
+
+  std::mt19937 random{1};
+  Sizes sizes;
+  Matrix x, y, before;
+  std::vector<Matrix> downs, ups;
+  std::vector<LoraLinearAdapter> adapters;
+  std::vector<float> scales;
+  LoraLinearParams params{};
+};
+
+void check_all(Dtype dtype, double tolerance) {
+  for (const auto& [isa, table] : kernels()) {
+    for (const Sizes& sizes : kCases) {
+      for (const std::int64_t scale_count : {std::int64_t{1}, sizes.rows}) {
+        Problem problem(dtype, sizes, scale_count);
+        problem.run(*table);
+        CHECK_NEAR(problem.error(), 0, tolerance);
+        CHECK(problem.gaps_are_untouched());
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST(this_machine_has_kernels_to_test) {
+#if defined(REFINERS_AVX2)
+  CHECK_EQ(kernels().empty(), !cpu_features().avx2);
+#endif
+}
+
+TEST(the_update_matches_the_formula_in_float32) { check_all(Dtype::kFloat32, 1e-5); }
+
+// One rounding to 8 bits: at most 2^-9 of each element.
+TEST(the_update_is_rounded_once_in_bfloat16) { check_all(Dtype::kBfloat16, 1.0 / 512); }
+
+TEST(the_result_does_not_depend_on_the_split_into_rows) {
+  for (const auto& [isa, table] : kernels()) {
+    Problem whole(Dtype::kFloat32, {101, 70, 90, {12}}, 1);
+    Problem split(Dtype::kFloat32, {101, 70, 90, {12}}, 1);
+    whole.run(*table);
+    std::vector<float> down(static_cast<std::size_t>(table->packed_down_size(split.params)));
+    std::vector<float> up(static_cast<std::size_t>(table->packed_up_size(split.params)));
+    std::vector<float> scratch(static_cast<std::size_t>(table->scratch_size(split.params)));
+    split.params.packed_down = down.data();
+    split.params.packed_up = up.data();
+    table->pack_down(split.params, 0, 70);
+    table->pack_up(split.params, 0, 90);
+    for (std::int64_t row = 0; row < 101; ++row) table->update_rows(split.params, row, row + 1, scratch.data());
+    bool equal = true;
+    for (std::int64_t r = 0; r < 101; ++r) {
+      for (std::int64_t c = 0; c < 90; ++c) equal = equal && whole.y.at(r, c) == split.y.at(r, c);
+    }
+    CHECK(equal);
+  }
+}
+
+TEST(packed_rows_hold_x_the_scaled_d_and_zeros) {
+  for (const auto& [isa, table] : kernels()) {
+    std::mt19937 random{2};
+    Matrix x(Dtype::kFloat32, 4, 5, random);
+    Matrix out(Dtype::kFloat32, 4, 5 + 8, random);
+    const Matrix before = out;
+    const std::vector<LoraLinearAdapter> adapters = {{nullptr, 0, 0, nullptr, 0, 0, 2, 0},
+                                                     {nullptr, 0, 0, nullptr, 0, 0, 1, 2}};
+    const std::vector<float> scales = {2, 3, -1, 0.5};  // [adapter, half of the rows]
+    const LoraLinearPackRowsParams params{
+        Dtype::kFloat32, 4, 5, 3, 8, x.data(), x.stride(), out.data(), out.stride(), adapters.data(), 2,
+        scales.data(),   2, 2};
+    table->pack_rows(params, 0, 4);
+    for (std::int64_t r = 0; r < 4; ++r) {
+      for (std::int64_t c = 0; c < 5; ++c) CHECK_EQ(out.at(r, c), x.at(r, c));
+      for (std::int64_t k = 0; k < 3; ++k) {
+        const float scale = scales[static_cast<std::size_t>(k / 2 * 2 + r / 2)];
+        CHECK_EQ(static_cast<float>(out.at(r, 5 + k)), static_cast<float>(before.at(r, 5 + k)) * scale);
+      }
+      for (std::int64_t k = 3; k < 8; ++k) CHECK_EQ(out.at(r, 5 + k), 0.0);
+      CHECK_EQ(out.at(r, 13), before.at(r, 13));
+    }
+  }
+}
