@@ -118,6 +118,19 @@ def test_every_block_holds(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     run_page(page.relative_to(ROOT).as_posix(), page.read_text())
 
 
+def test_every_variable_of_the_documentation_is_read_somewhere() -> None:
+    sources = [ROOT / "setup.py", ROOT / "CMakeLists.txt", *(ROOT / "python").rglob("*.py")]
+    known = set(re.findall(r"REFINERS_[A-Z_]+", "".join(source.read_text() for source in sources)))
+    named = set(re.findall(r"REFINERS_[A-Z]+(?:_[A-Z]+)*", "".join(page.read_text() for page in PAGES)))
+    assert named - known == set()
+
+
+def test_every_link_of_the_pages_at_the_root_leads_somewhere() -> None:
+    links = [link for page in ROOT.glob("*.md") for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def fenced(*blocks: str) -> str:
     return "\n\nWords.\n\n".join(f"```{block}\n```" for block in blocks)
 
