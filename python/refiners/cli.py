@@ -1,0 +1,45 @@
+"""The command line: `python -m refiners`."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from refiners import __version__
+
+# The modules are imported when they are run: each has a function `main(argv) -> int`.
+COMMANDS = {
+    "doctor": "say what is installed and which path each operator takes, and why",
+    "bench": "measure the operators against what they replace",
+    "demo": "adapt a small diffusion model with LoRAs, and write the pictures",
+}
+_USAGE = "usage: python -m refiners {" + ",".join(COMMANDS) + "} [options]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command.
+
+    Args:
+        argv: The command and its options.
+
+    Returns:
+        The exit code: 0 if all went well, 2 after an error that one line explains.
+    """
+    command, *options = argv or ["--help"]
+    if command in COMMANDS:
+        return import_module(f"refiners.{command}").main(options)
+    if command in ("-h", "--help"):
+        print(_help())
+        return 0
+    if command == "--version":
+        print(f"refiners {__version__}")
+        return 0
+    kind = "option" if command.startswith("-") else "command"
+    print(f"refiners: unknown {kind} {command!r}; {_USAGE}", file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    lines = [_USAGE, "", "Adapt foundation models.", "", "commands:"]
+    lines += [f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items()]
+    lines += ["", "options:", "  -h, --help   show this", "  --version    show the version", ""]
+    return "\n".join([*lines, "python -m refiners COMMAND --help lists the options of a command."])

@@ -1,0 +1,125 @@
+"""The demo from end to end, at few steps; its options; and the command that trains what it ships."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from refiners.demo import main, train
+from refiners.demo.options import parse_options
+from refiners.demo.style import OUTLINED
+from refiners.demo.unet import DigitsUNet
+from refiners.fluxion.utils import load_from_safetensors
+
+PICTURES = ["base", "mixed", "real_outlined", "real_plain", "real_slanted"]
+PICTURES += ["slanted_scale_0", "slanted_scale_0.5", "slanted_scale_1"]
+
+
+def tell(out: Path, *options: str) -> int:
+    return main(["--out", str(out), "--steps", "1", "--sampling-steps", "1", *options])
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    assert tell(out) == 0
+    return out
+
+
+def test_the_demo_writes_every_file(out: Path) -> None:
+    expected = {*(f"{name}.png" for name in PICTURES), "contact_sheet.png", "lora_slanted.safetensors"}
+    assert {path.name for path in out.iterdir()} == expected
+    sizes = {Image.open(out / f"{name}.png").size for name in PICTURES}
+    assert len(sizes) == 1
+    (width, height), (sheet_width, sheet_height) = sizes.pop(), Image.open(out / "contact_sheet.png").size
+    assert sheet_width > 4 * width and sheet_height > 2 * height
+
+
+def test_the_demo_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tell(tmp_path) == 0
+    text = capsys.readouterr().out
+    assert text.count("[ok]") == 3 and "[FAILED]" not in text
+    for part in ("(SUM) LoraAdapter()", "without LoRA", "with LoRA, portable", str(tmp_path), "training: slanted"):
+        assert part in text
+
+
+def test_the_same_seed_gives_the_same_files(out: Path, tmp_path: Path) -> None:
+    assert tell(tmp_path) == 0
+    for path in out.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_another_seed_gives_other_pictures(out: Path, tmp_path: Path) -> None:
+    assert tell(tmp_path, "--seed", "1") == 0
+    assert (tmp_path / "base.png").read_bytes() != (out / "base.png").read_bytes()
+
+
+def test_a_failed_check_gives_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refiners.demo.story.eject_styles", lambda unet: None)
+    monkeypatch.setattr("refiners.demo.story.Story.mix", lambda story: None)
+    monkeypatch.setattr("refiners.demo.story.load_style", lambda unet, style, path: None)
+    monkeypatch.setattr("refiners.demo.story.Story.measure", lambda story: None)
+    assert tell(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--steps", "0"], "argument --steps: expected a whole number of at least 1, got '0'"),
+        (["--seed", "-1"], "argument --seed: expected"),
+        (["--seed", "x"], "argument --seed: expected a whole number of at least 0, got 'x'"),
+        (["--sampling-steps", "1.5"], "got '1.5'"),
+        (["--step", "3"], "unrecognized arguments: --step 3"),
+        (["--out", __file__], "is not a folder"),
+        (["more"], "unrecognized arguments: more"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_code_2(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    captured = capsys.readouterr()
+    assert end.value.code == 2 and captured.out == ""
+    assert captured.err.count("\n") == 1 and expected in captured.err
+
+
+def test_options_have_defaults() -> None:
+    options = parse_options([])
+    assert options.seed == 0 and options.out == Path("refiners-demo") and options.steps >= 1
+
+
+@pytest.mark.parametrize("module, package", [("sklearn", "scikit-learn"), ("rich.progress", "rich")])
+def test_a_missing_package_is_one_line_and_code_2(
+    module: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert tell(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and package in error and "'refiners[demo]'" in error
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert tell(tmp_path / "file" / "folder") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_training_command_makes_what_is_shipped(tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+    assert train.main(["--steps", "2", "--out", str(path)]) == 0
+    DigitsUNet(device="meta").load_from_safetensors(path)
+    torch.manual_seed(0)
+    initial = DigitsUNet().state_dict()
+    assert not any(torch.equal(weight, initial[name]) for name, weight in load_from_safetensors(path).items())
+
+
+def test_the_training_command_trains_styles(tmp_path: Path) -> None:
+    path = tmp_path / "style.safetensors"
+
+    assert train.main(["--style", "outlined", "--steps", "1", "--out", str(path)]) == 0
+    assert len(load_from_safetensors(path)) == len(load_from_safetensors(OUTLINED))
