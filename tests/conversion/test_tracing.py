@@ -91,10 +91,25 @@ def test_arguments_of_another_type_are_refused() -> None:
 def test_the_comparison_names_the_first_layer_that_differs(capsys: pytest.CaptureFixture[str]) -> None:
     layers = [nn.Linear(2, 2) for _ in range(4)]
     source = nn.Sequential(*layers)
-    target = nn.Sequential(layers[0], layers[1], nn.Linear(2, 2), layers[3])
+    target = nn.Sequential(layers[0], nn.Linear(2, 2), layers[2], layers[3])
     assert not ModelConverter(source, target).compare_models((torch.randn(1, 2),))
     printed = capsys.readouterr().out
-    assert "source: '2', between '1' and '3'" in printed and "target: '2', between '1' and '3'" in printed
+    assert "source: '1', between '0' and '2'" in printed and "target: '1', between '0' and '2'" in printed
+
+
+def test_the_first_layer_lies_between_the_input_and_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    last = nn.Linear(2, 2)
+    source, target = nn.Sequential(nn.Linear(2, 2), last), nn.Sequential(nn.Linear(2, 2), last)
+    assert not ModelConverter(source, target).compare_models((torch.randn(1, 2),))
+    assert "source: '0', between the input and '1'" in capsys.readouterr().out
+    assert not ModelConverter(source[:1], target[:1]).compare_models((torch.randn(1, 2),))
+    assert "target: '0', between the input and the output" in capsys.readouterr().out
+
+
+def test_outputs_of_other_sizes_are_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    linear, x = nn.Linear(2, 2), torch.randn(3, 2)
+    assert not ModelConverter(linear, linear).compare_models((x,), (x[:1],))
+    assert "shape (3, 2) in the source, (1, 2) in the target" in capsys.readouterr().out
 
 
 def test_the_threshold_bounds_the_norm_of_the_difference() -> None:
@@ -102,7 +117,7 @@ def test_the_threshold_bounds_the_norm_of_the_difference() -> None:
     nn.init.zeros_(source.weight)
     nn.init.constant_(target.weight, 0.25)
     converter, x = converter_of(source, target), (torch.ones(1, 2),)  # difference 0.5 in 4 outputs: norm 1
-    assert converter.compare_models(x, threshold=1.001)
+    assert converter.compare_models(x, threshold=1.0)
     assert not converter.compare_models(x, threshold=0.999)
     assert not converter.compare_models(x)
 
@@ -153,6 +168,13 @@ def test_outputs_in_tuples_and_dicts_are_compared() -> None:
     assert converter.compare_models((torch.randn(1, 2),))
     target[0].shift = 1.0
     assert not converter.compare_models((torch.randn(1, 2),))
+
+
+def test_fewer_outputs_are_a_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    tupled, plain = nn.Sequential(Tupled(2, 2), First()), nn.Sequential(nn.Linear(2, 2))
+    plain.load_state_dict(tupled.state_dict())
+    assert not ModelConverter(tupled, plain).compare_models((torch.randn(1, 2),))
+    assert "2 tensors in the source, 1 in the target" in capsys.readouterr().out
 
 
 def test_writing_in_place_after_a_layer_does_not_fool_the_comparison() -> None:
