@@ -291,7 +291,8 @@ class NativeBuild(build_ext):
         subprocess.run(command, check=True)
 
 
-setup(
-    ext_modules=[Extension("refiners._C", [], py_limited_api=True), Extension("refiners._host", [])],
-    cmdclass={"build_ext": NativeBuild},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("refiners._C", [], py_limited_api=True), Extension("refiners._host", [])],
+        cmdclass={"build_ext": NativeBuild},
+    )

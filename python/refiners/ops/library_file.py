@@ -14,7 +14,8 @@ import torch
 
 INTERFACE = 1  # of the library's functions and the operators' schemas: raise it when one of them changes
 MAGIC = b"REFINERS"
-_TAIL = struct.Struct("<II8s")  # length of the record, checksum of all before this tail, MAGIC
+_TAIL = struct.Struct("<I8s")  # checksum of all before this tail, MAGIC
+_LENGTH = struct.Struct("<I")  # of the record; it stands between record and tail
 
 
 class BuildRecord(NamedTuple):
@@ -46,8 +47,8 @@ class UnusableLibraryError(Exception):
 def seal(path: Path, record: dict[str, Any]) -> None:
     """Write a record and a checksum behind a linked library."""
     text = json.dumps(record).encode()
-    body = path.read_bytes() + text
-    path.write_bytes(body + _TAIL.pack(len(text), zlib.crc32(body), MAGIC))
+    body = path.read_bytes() + text + _LENGTH.pack(len(text))
+    path.write_bytes(body + _TAIL.pack(zlib.crc32(body), MAGIC))
 
 
 def read_record(path: Path) -> BuildRecord:
@@ -57,13 +58,16 @@ def read_record(path: Path) -> BuildRecord:
         UnusableLibraryError: If the file is not what setup.py wrote. Loading a damaged file can end the process.
     """
     content = path.read_bytes()
-    length, checksum, magic = _TAIL.unpack(content[-_TAIL.size :].rjust(_TAIL.size, b"\0"))
-    body = content[: -_TAIL.size]
-    if magic != MAGIC:
+    body, tail = content[: -_TAIL.size], content[-_TAIL.size :]
+    if len(body) < _LENGTH.size or not tail.endswith(MAGIC):
         raise UnusableLibraryError("it is damaged or was not built by setup.py: it does not end in a build record")
-    if zlib.crc32(body) != checksum:
+    if zlib.crc32(body) != _TAIL.unpack(tail)[0]:
         raise UnusableLibraryError("it is damaged: its checksum is wrong")
-    return BuildRecord(**json.loads(body[len(body) - length :]))
+    (length,) = _LENGTH.unpack(body[-_LENGTH.size :])
+    found = json.loads(body[-_LENGTH.size - length : -_LENGTH.size])
+    if set(found) != set(BuildRecord._fields):
+        raise UnusableLibraryError("it was built by another version of refiners, whose build records differ")
+    return BuildRecord(**found)
 
 
 def check_record(record: BuildRecord) -> None:

@@ -1,0 +1,20 @@
+import torch
+
+import refiners.ops  # noqa: F401
+
+# Raise refiners.ops.library_file.INTERFACE when one of them changes: a library built before must not be called.
+ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor[] downs, Tensor[] ups, Tensor scale, Tensor? block=None)"
+SCHEMAS = {
+    "lora_linear": f"refiners::lora_linear{ARGUMENTS} -> Tensor",
+    "_lora_linear_portable": f"refiners::_lora_linear_portable{ARGUMENTS} -> Tensor",
+}
+
+
+def test_the_schemas_are_these():
+    found = {name: str(getattr(torch.ops.refiners, name).default._schema) for name in SCHEMAS}
+    assert found == SCHEMAS
+
+
+def test_there_are_no_other_operators():
+    names = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("refiners::")}
+    assert names == {f"refiners::{name}" for name in SCHEMAS}

@@ -1,0 +1,37 @@
+import pytest
+
+from refiners.ops.settings import Settings, read_settings
+
+
+def test_nothing_set_asks_for_nothing():
+    assert read_settings({}) == Settings()
+
+
+@pytest.mark.parametrize("value", ["lora_linear", "all", " lora_linear , ", "all,lora_linear"])
+def test_operators_are_disabled_by_name_or_all_together(value):
+    assert read_settings({"REFINERS_DISABLE_NATIVE": value}).disabled == {"lora_linear"}
+
+
+def test_an_unknown_operator_is_named_with_the_choices():
+    settings = read_settings({"REFINERS_DISABLE_NATIVE": "lora_linaer"})
+    assert settings.disabled == frozenset()
+    assert settings.problems == ("REFINERS_DISABLE_NATIVE: choose from all, lora_linear; got lora_linaer",)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])
+def test_an_instruction_set_is_taken(isa):
+    assert read_settings({"REFINERS_CPU_ISA": isa}) == Settings(isa=isa)
+
+
+def test_an_unknown_instruction_set_is_named_with_the_choices():
+    settings = read_settings({"REFINERS_CPU_ISA": "sse9"})
+    assert settings.isa is None
+    assert settings.problems == ("REFINERS_CPU_ISA: choose from portable, avx2, avx512, amx; got sse9",)
+
+
+def test_the_size_of_the_cache_is_a_whole_number():
+    assert read_settings({"REFINERS_CACHE_MIB": "512"}).cache_mib == 512
+    assert read_settings({"REFINERS_CACHE_MIB": "0"}).cache_mib == 0
+    wrong = read_settings({"REFINERS_CACHE_MIB": "-1"})
+    assert wrong.cache_mib is None
+    assert wrong.problems == ("REFINERS_CACHE_MIB: give a whole number of MiB, 0 for no cache; got -1",)

@@ -1,0 +1,134 @@
+import importlib.util
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def builder():
+    spec = importlib.util.spec_from_file_location("refiners_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("8.0", ["-gencode=arch=compute_80,code=sm_80"]),
+        ("9.0a", ["-gencode=arch=compute_90a,code=sm_90a"]),
+        ("12.0+PTX", ["-gencode=arch=compute_120,code=sm_120", "-gencode=arch=compute_120,code=compute_120"]),
+    ],
+)
+def test_an_architecture_becomes_flags_of_nvcc(name, flags, builder):
+    assert builder.gencode(name) == flags
+
+
+def test_an_architecture_that_is_no_number_is_named(builder):
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST holds 'Hopper'"):
+        builder.gencode("Hopper")
+
+
+@pytest.mark.parametrize("text", ["8.0;9.0a", "8.0 9.0a", " 8.0, 9.0a "])
+def test_the_list_of_architectures_is_honoured(text, builder, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
+    assert builder.choose_architectures(Path("/no/nvcc")) == ["8.0", "9.0a"]
+
+
+def test_without_a_gpu_the_default_is_what_nvcc_knows_of_the_release_list(builder, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(builder, "run", lambda command: "sm_80\nsm_86\nsm_90\nsm_120\n")
+    assert builder.choose_architectures(Path("/no/nvcc")) == ["8.0", "8.6", "9.0a", "12.0+PTX"]
+
+
+def test_with_gpus_the_default_is_theirs(builder, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda i: [(8, 6), (9, 0), (8, 6)][i])
+    assert builder.choose_architectures(Path("/no/nvcc")) == ["8.6", "9.0a"]
+
+
+def test_cuda_can_be_left_out(builder, monkeypatch):
+    monkeypatch.setenv("REFINERS_BUILD_CUDA", "0")
+    assert builder.find_cuda() is None
+
+
+def test_a_folder_without_toolkit_is_not_cuda(builder, monkeypatch, tmp_path, capsys):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'release 12.4'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    found = builder.find_cuda()
+    assert found is None or found.root != tmp_path
+    assert f"{nvcc} is not used, there is no complete toolkit around it" in capsys.readouterr().err
+
+
+def test_a_toolkit_behind_a_wrapper_script_is_found(builder, monkeypatch, tmp_path):
+    (tmp_path / "toolkit/include").mkdir(parents=True)
+    (tmp_path / "toolkit/include/cuda_runtime_api.h").touch()
+    (tmp_path / "bin").mkdir()
+    wrapper = tmp_path / "bin/nvcc"
+    wrapper.write_text("#!/bin/sh\necho '#$ TOP=../toolkit'\necho 'Cuda compilation tools, release 12.4, V12.4.1'\n")
+    wrapper.chmod(0o755)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    monkeypatch.setattr(shutil, "which", lambda _: str(wrapper))
+    assert builder.find_cuda() == (wrapper, (tmp_path / "toolkit").resolve(), "12.4", ["8.0"])
+
+
+@pytest.mark.parametrize("cxx", ["", "no-such-compiler"])
+def test_a_missing_compiler_is_a_reason_not_to_build(cxx, builder, monkeypatch):
+    monkeypatch.setenv("CXX", cxx)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(builder.CannotBuildError, match="there is no C\\+\\+ compiler"):
+        builder.find_compiler()
+
+
+def test_cxx_may_carry_a_launcher(builder, monkeypatch):
+    monkeypatch.setenv("CXX", "ccache g++")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert builder.find_compiler() == ["ccache", "g++"]
+
+
+def test_jobs_are_bounded_by_memory_and_by_request(builder, monkeypatch):
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_AVPHYS_PAGES": 10 << 20, "SC_PAGE_SIZE": 1024}[name])
+    assert builder.count_jobs() == 2  # 10 GiB
+    monkeypatch.setenv("MAX_JOBS", "5")
+    assert builder.count_jobs() == 5
+
+
+def test_an_object_is_compiled_again_only_after_a_change(builder, tmp_path):
+    source, header, target = tmp_path / "a.cpp", tmp_path / "a.h", tmp_path / "a.o"
+    source.touch()
+    header.touch()
+    script = f"echo 'x: {source} \\\n {header}' > {tmp_path}/a.d; touch {target}; echo >> {tmp_path}/log"
+
+    def compile_count(text: str = script) -> int:
+        builder.compile_one(["sh", "-c", text], target)
+        return len((tmp_path / "log").read_text())
+
+    def change(path: Path) -> None:
+        later = time.time() + 10
+        os.utime(path, (later, later))
+
+    assert compile_count() == 1
+    assert compile_count() == 1
+    change(header)
+    assert compile_count() == 2
+    change(target)
+    assert compile_count() == 2
+    assert compile_count(script + "; true") == 3
