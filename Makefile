@@ -16,7 +16,7 @@ RUN := $(abspath $(VENV))/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 CMAKE_BUILD ?= build/cmake
 NATIVE_SOURCES := setup.py python/refiners/ops/library_file.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CPP_SOURCES := $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+CPP_SOURCES := $(shell find csrc benchmarks tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # The environment belongs to the checkout that was installed into it last.
 INSTALLED := $(VENV)/.refiners-installed
