@@ -123,6 +123,37 @@ def test_skipped_layers_take_no_part_and_keep_their_weights() -> None:
     assert torch.equal(target[2].weight, source[1].weight)
 
 
+def test_a_layer_brings_along_what_is_inside_it() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = nn.PReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inside(x)
+
+    source, target = make(Scaled()), make(nn.Identity(), make(Scaled()))
+    nn.init.constant_(source[0].inside.weight, 7.0)
+    converter = converter_of(source, target, custom_layer_mapping={Scaled: Scaled}, skip_init_check=True)
+    assert converter.run((torch.randn(1, 2),))
+    assert target[1][0].inside.weight.item() == 7.0
+
+
+def test_a_skipped_layer_with_two_names_keeps_its_weights_under_both() -> None:
+    source, target = make(nn.Linear(2, 2)), make(nn.Linear(2, 2), nn.Linear(2, 2))
+    target.append(target[1])
+    kept = target[1].weight.detach().clone()
+    converter = converter_of(source, target, target_keys_to_skip=["1"], skip_output_check=True)
+    assert converter.run((torch.randn(1, 2),))
+    assert torch.equal(target[1].weight, kept) and torch.equal(target[0].weight, source[0].weight)
+
+
+def test_a_layer_with_two_names_counts_once() -> None:
+    shared = nn.Linear(2, 2)
+    assert not converter_of(make(shared, shared), make(nn.Linear(2, 2), nn.Linear(2, 2)))._run_init_stage()
+    assert converter_of(make(shared, shared), make(nn.Linear(2, 2)))._run_init_stage()
+
+
 def test_names_to_skip_match_exactly() -> None:
     source, target = make(make(nn.Linear(2, 2))), make(nn.Linear(2, 2))
     x = (torch.randn(1, 2),)

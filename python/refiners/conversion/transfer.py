@@ -35,7 +35,7 @@ def transferred_state_dict(
                     raise KeyError(f"the source has no {source_key!r}, the counterpart of {key!r} of the target")
                 result[key] = source_tensors[source_key]
                 break
-            if name in keep or prefix in keep:
+            if name in keep:
                 result[key] = tensor
                 break
         else:
