@@ -42,6 +42,7 @@ def test_images_keep_their_size(mode: str) -> None:
     assert image_to_tensor(Image.new(mode, (512, 512))).shape == (1, CHANNELS[mode], 512, 512)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_the_division_comes_before_the_dtype(dtype: torch.dtype) -> None:
     image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
     expected = (torch.arange(256, dtype=torch.float32) / 255).to(dtype).reshape(1, 1, 16, 16)
@@ -154,6 +155,7 @@ BLURS: list[tuple[tuple[int, ...], Any, Any]] = [
     ((1, 3, 768, 20), 9, None),
     ((1, 3, 40, 50), (9, 5), (1.0, 0.8)),
     ((1, 1, 8, 9), (3, 7), 2.5),
+    ((1, 1, 8, 9), (3, 7), None),
     ((1, 1, 8, 9), 1, None),
 ]
 
