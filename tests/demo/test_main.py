@@ -1,6 +1,8 @@
 """The demo from end to end, at few steps; its options; and the command that trains what it ships."""
 
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from refiners.demo import main, train
 from refiners.demo.options import parse_options
+from refiners.demo.story import Story
 from refiners.demo.style import OUTLINED
 from refiners.demo.unet import DigitsUNet
 from refiners.fluxion.utils import load_from_safetensors
@@ -17,31 +20,42 @@ PICTURES = ["base", "mixed", "real_outlined", "real_plain", "real_slanted"]
 PICTURES += ["slanted_scale_0", "slanted_scale_0.5", "slanted_scale_1"]
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
 def tell(out: Path, *options: str) -> int:
     return main(["--out", str(out), "--steps", "1", "--sampling-steps", "1", *options])
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the folder that the demo wrote to, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    assert tell(out) == 0
-    return out
+    with redirect_stdout(StringIO()) as printed:
+        assert tell(out) == 0
+    return out, printed.getvalue()
+
+
+@pytest.fixture
+def out(told: tuple[Path, str]) -> Path:
+    return told[0]
 
 
 def test_the_demo_writes_every_file(out: Path) -> None:
     expected = {*(f"{name}.png" for name in PICTURES), "contact_sheet.png", "lora_slanted.safetensors"}
     assert {path.name for path in out.iterdir()} == expected
-    sizes = {Image.open(out / f"{name}.png").size for name in PICTURES}
+    sizes = {size_of(out / f"{name}.png") for name in PICTURES}
     assert len(sizes) == 1
-    (width, height), (sheet_width, sheet_height) = sizes.pop(), Image.open(out / "contact_sheet.png").size
+    (width, height), (sheet_width, sheet_height) = sizes.pop(), size_of(out / "contact_sheet.png")
     assert sheet_width > 4 * width and sheet_height > 2 * height
 
 
-def test_the_demo_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tell(tmp_path) == 0
-    text = capsys.readouterr().out
+def test_the_demo_says_what_it_did(told: tuple[Path, str]) -> None:
+    out, text = told
     assert text.count("[ok]") == 3 and "[FAILED]" not in text
-    for part in ("(SUM) LoraAdapter()", "without LoRA", "with LoRA, portable", str(tmp_path), "training: slanted"):
+    for part in ("(SUM) LoraAdapter()", "without LoRA", "with LoRA, portable", str(out), "training: slanted"):
         assert part in text
 
 
@@ -51,9 +65,11 @@ def test_the_same_seed_gives_the_same_files(out: Path, tmp_path: Path) -> None:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_another_seed_gives_other_pictures(out: Path, tmp_path: Path) -> None:
-    assert tell(tmp_path, "--seed", "1") == 0
-    assert (tmp_path / "base.png").read_bytes() != (out / "base.png").read_bytes()
+def test_another_seed_gives_other_samples() -> None:
+    stories = [Story(parse_options(["--seed", seed, "--sampling-steps", "1"])) for seed in ("0", "0", "1")]
+    first, same, other = [story.sample("sampling") for story in stories]
+    assert torch.equal(first, same)
+    assert not torch.isclose(first, other).flatten(1).all(dim=1).any()
 
 
 def test_a_failed_check_gives_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
