@@ -55,7 +55,7 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
         return json.loads(path.read_text())
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
+        header: dict[str, dict[str, list[int]]] = json.loads(file.read(size))
     return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
@@ -75,7 +75,8 @@ def downsamplings(names: Iterable[str]) -> dict[str, int]:
     by_block: dict[str, bool] = defaultdict(bool)
     for name in names:
         by_block[block_of(name)] |= ".Downsample." in name or ".Upsample." in name
-    level, levels = 0, {}
+    level = 0
+    levels: dict[str, int] = {}
     for prefix, step in (("DownBlocks", 1), ("MiddleBlock", 0), ("UpBlocks", -1)):
         for block in sorted((b for b in by_block if b.startswith(prefix)), key=natural_order):
             levels[block] = level

@@ -1,0 +1,73 @@
+"""The values that options take: checked at once, a mistake told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, with what would be valid."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            message += "; the options are " + ", ".join(name for name in self._option_string_actions if name[1] == "-")
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
+    """Give a reader of comma-separated choices."""
+    valid = list(choices)
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if not set(names) <= set(valid):
+            raise argparse.ArgumentTypeError(f"choose any of {', '.join(valid)}; got '{text}'")
+        return list(dict.fromkeys(names))
+
+    return read
+
+
+def some_devices(text: str) -> list[str]:
+    """Read comma-separated devices that are here."""
+    if "cuda" in text.split(",") and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("there is no CUDA device here, or torch was built without CUDA; choose cpu")
+    return some_of(("cpu", "cuda"))(text)
+
+
+def positive_integer(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got '{text}'")
+    return int(text)
+
+
+def positive_integers(text: str) -> list[int]:
+    """Read whole numbers above 0, separated by commas."""
+    return [positive_integer(part) for part in text.split(",")]
+
+
+def positive_number(text: str) -> float:
+    """Read a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
+    return value
+
+
+def new_file(text: str) -> Path:
+    """Read the path of a file that can be written: known before a long run whose result goes there."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write '{text}': it is a folder")
+    if not path.resolve().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write '{text}': there is no folder {path.resolve().parent}")
+    return path
