@@ -24,6 +24,11 @@ class Nested(fl.Chain):
         return {"foo": {"bar": "inner"}}
 
 
+class DeclaringOther(fl.Chain):
+    def init_context(self) -> dict[str, dict[str, Any]]:
+        return {"other": {"bar": "inner"}}
+
+
 def read(key: str = "bar", context: str = "foo") -> fl.UseContext:
     return fl.UseContext(context, key)
 
@@ -200,6 +205,29 @@ def test_inner_writes_and_resets_do_not_change_the_outer_context() -> None:
     assert chain.use_context("foo")["bar"] == "outer"
     nested.set_context("foo", {"bar": "set"})
     assert chain.use_context("foo")["bar"] == "outer"
+
+
+@pytest.mark.parametrize("base", [fl.Chain, fl.Passthrough, Declaring])
+def test_values_set_above_a_nested_provider_last_over_calls_from_above(base: type[fl.Chain]) -> None:
+    seen: list[Any] = []
+    nested = DeclaringOther(read("bar", "other"), fl.Lambda(seen.append))
+    middle = fl.Chain(nested)
+    outer = base(middle)
+    outer.set_context("other", {"bar": 1})
+    for call in (outer, outer, middle, middle, outer):
+        call(0)
+    assert seen == [1, 1, 1, 1, 1]
+    nested(0)
+    assert nested.use_context("other")["bar"] == "inner", "no call from above has come since"
+
+
+def test_every_set_context_copies_all_outer_values_into_nested_contexts() -> None:
+    nested = Nested()
+    chain = Declaring(nested)
+    chain.set_context("foo", {"bar": "outer"})
+    nested.use_context("foo")["bar"] = "written"
+    chain.set_context("store", {"items": [1]})
+    assert nested.use_context("foo")["bar"] == "outer"
 
 
 # 6. local override
