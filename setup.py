@@ -233,7 +233,7 @@ class NativeBuild(build_ext):
         """Give the folders of headers: torch's, and those of the toolkit."""
         from torch.utils.cpp_extension import include_paths
 
-        paths = include_paths() + [str(self.cuda.root / "include")] * bool(self.cuda)
+        paths = include_paths() + ([str(self.cuda.root / "include")] if self.cuda else [])
         return [f"-isystem{path}" for path in paths]
 
     def compile_operators(self) -> list[Path]:
@@ -257,7 +257,7 @@ class NativeBuild(build_ext):
         if source.suffix == ".cu":
             assert self.cuda
             codes = [flag for architecture in self.cuda.architectures for flag in gencode(architecture)]
-            command = [str(self.cuda.nvcc), *COMMON_FLAGS, *NVCC_FLAGS, *codes, "-ccbin", self.compiler_command[0]]
+            command = [str(self.cuda.nvcc), *COMMON_FLAGS, *NVCC_FLAGS, *codes, "-ccbin", self.compiler_command[-1]]
         else:
             command = [*self.compiler_command, *COMMON_FLAGS, *CXX_FLAGS, *self.defines(), *self.includes(), *flags]
         return [*command, "-MF", str(target.with_suffix(".d")), "-c", str(source), "-o", str(target)], target

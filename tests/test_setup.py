@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,3 +133,12 @@ def test_an_object_is_compiled_again_only_after_a_change(builder, tmp_path):
     change(target)
     assert compile_count() == 2
     assert compile_count(script + "; true") == 3
+
+
+@pytest.mark.parametrize("with_cuda", [True, False])
+def test_headers_and_macros_follow_from_what_is_there(with_cuda, builder):
+    build = builder.NativeBuild(Distribution())
+    build.cuda = builder.Cuda(Path("/cuda/bin/nvcc"), Path("/cuda"), "12.4", ["8.0"]) if with_cuda else None
+    assert ("-isystem/cuda/include" in build.includes()) == with_cuda
+    assert ("-DUSE_CUDA" in build.defines()) == with_cuda
+    assert ("-lcudart_static" in build.library_flags()) == with_cuda
