@@ -41,11 +41,12 @@ class Result:
         return "best only" if self.best <= self.budget else "missed"
 
 
-def environment() -> dict[str, Any]:
-    """Describe the machine, the versions, the load at this moment, and the command that runs."""
+def environment(clock: str) -> dict[str, Any]:
+    """Describe the machine, the versions, the load at this moment, the command that runs, and the clock it reads."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "clock": clock,
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "load": [round(value, 2) for value in os.getloadavg()],
@@ -70,7 +71,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
         f"{where['cpu']}, {where['cores']} cores, load {where['load'][0]} before and {where['load_after'][0]} after;"
         f" Python {where['python']}, torch {where['torch']} ({where['torch_threads']} thread),"
-        f" refiners {where['refiners']}.",
+        f" refiners {where['refiners']}. Figures in {where['clock']}.",
         "",
         "| measured | budget | best | median | verdict |",
         "|---|---|---|---|---|",

@@ -23,11 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     watch = Stopwatch(arguments.quick, arguments.processor_time)
     torch.set_num_threads(1)
-    before = environment()
+    clock = "processor time" if watch.processor_time else "wall time"
+    before = environment(clock)
     results: list[Result] = []
     for name in arguments.only or CASES:
         results += CASES[name](watch)
-    report = as_json(results, before, environment())
+    report = as_json(results, before, environment(clock))
     table = as_markdown(report)
     print(table, end="")
     if arguments.json:

@@ -20,7 +20,7 @@ def test_the_quick_mode_writes_json_and_a_table(tmp_path: Path) -> None:
     results, table = tmp_path / "results.json", tmp_path / "table.md"
     printed = run(str(FOLDER / "run.py"), "--quick", "--json", str(results), "--table", str(table))
     report = json.loads(results.read_text())
-    assert {"command", "cpu", "cores", "date", "load", "load_after", "python", "torch", "refiners"} <= set(
+    assert {"command", "clock", "cpu", "cores", "date", "load", "load_after", "python", "torch", "refiners"} <= set(
         report["environment"]
     )
     assert len(report["results"]) >= 12
