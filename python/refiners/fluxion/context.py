@@ -19,10 +19,10 @@ class ContextProvider:
     A provider on its own is a plain store. Providers linked by `attach` form a tree: a name is looked up from the node
     towards the root, the first provider that declares it wins, and the answer is remembered until a provider on the way
     changes. Nothing is copied and nothing is walked when a value is set, except into those few providers below that
-    declare the same name themselves: they own separate values, and what is set above is copied into them.
+    declare the same name themselves: they own separate values, and what is set above is copied into them (`push`).
     """
 
-    __slots__ = ("_declaring", "_inherited", "children", "last_seen", "own", "parent")
+    __slots__ = ("_declaring", "_has_caches", "_inherited", "_nested", "children", "last_seen", "own", "parent")
 
     def __init__(self) -> None:
         self.own: Contexts = {}
@@ -31,6 +31,8 @@ class ContextProvider:
         self.children: dict[ContextProvider, None] = {}  # a set that keeps its order
         self._inherited: Contexts = {}  # cache: name -> the dict that a provider above declares
         self._declaring: tuple[ContextProvider, ...] | None = None  # cache: those below with names of their own
+        self._nested: tuple[tuple[Context, Context], ...] | None = None  # cache: what `push` copies, and from where
+        self._has_caches = False  # whether anything here or below was remembered of what is above
 
     @staticmethod
     def create(contexts: Contexts) -> ContextProvider:
@@ -61,8 +63,7 @@ class ContextProvider:
         self.own[key] = value
         for child in self.children:
             child._forget()
-        if self.parent is not None:
-            self.parent._forget_declaring()
+        self._forget_below()
 
     def update_contexts(self, new_contexts: Contexts) -> None:
         """Copy items into the dicts visible from here; declare the dicts whose name is not visible."""
@@ -74,7 +75,7 @@ class ContextProvider:
                 context.update(value)
 
     def merge(self, key: str, value: Context) -> None:
-        """Copy items into the context declared here, and into those of the same name declared below.
+        """Copy items into the context declared here, and push.
 
         A name that is not declared here yet becomes so, starting from the values visible until now: from then on this
         node and those below it have values of their own.
@@ -84,10 +85,28 @@ class ContextProvider:
             self.set_context(key, {**(self.get_context(key) or {}), **value})
         else:
             own.update(value)
-        for provider in self.declaring_below():
-            nested = provider.own.get(key)
-            if nested is not None:
-                nested.update(value)
+        self.push()
+
+    def push(self) -> None:
+        """Copy what is visible above each provider below into the contexts of the same names that it declares."""
+        nested = self._nested
+        if nested is None:
+            nested = self._find_nested()
+        for own, inherited in nested:
+            own.update(inherited)
+
+    def _find_nested(self) -> tuple[tuple[Context, Context], ...]:
+        nested = tuple(
+            (own, inherited)
+            for provider in self.declaring_below()
+            if provider.parent is not None
+            for key, own in provider.own.items()
+            if (inherited := provider.parent.get_context(key)) is not None
+        )
+        if not torch.compiler.is_compiling():  # a cache filled inside a traced call would invalidate its own guards
+            self._nested = nested
+            self._mark_caches()
+        return nested
 
     def declaring_below(self) -> tuple[ContextProvider, ...]:
         """Return the providers below that declare a name of their own, top down."""
@@ -99,7 +118,7 @@ class ContextProvider:
                 found.append(child)
             found.extend(child.declaring_below())
         declaring = tuple(found)
-        if not torch.compiler.is_compiling():  # a cache filled inside a traced call would invalidate its own guards
+        if not torch.compiler.is_compiling():
             self._declaring = declaring
         return declaring
 
@@ -114,23 +133,21 @@ class ContextProvider:
         seen = {} if self.parent is None else {**self.last_seen, **self.parent.contexts}
         if self.parent is not None:
             self.parent.children.pop(self, None)
-            self.parent._forget_declaring()
-        self.parent = parent
+            self.parent._forget_below()
         self._forget()
+        self.parent = parent
         if parent is not None:
             parent.children[self] = None
-            parent._forget_declaring()
+            parent._forget_below()
             self._receive(parent)
         if seen or self.last_seen:
             kept = {**self.last_seen, **{key: dict(value) for key, value in seen.items() if key not in self.last_seen}}
             self.last_seen = {key: value for key, value in kept.items() if self._lookup(key) is None}
 
     def _receive(self, parent: ContextProvider) -> None:
-        for provider in (self, *self.declaring_below()):
-            for key, own in provider.own.items():
-                inherited = parent.get_context(key)
-                if inherited:
-                    own.update(inherited)
+        for key, own in self.own.items():
+            own.update(parent.get_context(key) or {})
+        self.push()
 
     def _lookup(self, key: str) -> Context | None:
         context = self.own.get(key)
@@ -142,6 +159,7 @@ class ContextProvider:
         context = self.parent._lookup(key)
         if context is not None and not torch.compiler.is_compiling():
             self._inherited[key] = context
+            self._mark_caches()
         return context
 
     def _last_seen(self, key: str) -> Context | None:
@@ -153,18 +171,26 @@ class ContextProvider:
             provider = provider.parent
         return None
 
+    def _mark_caches(self) -> None:
+        provider: ContextProvider | None = self
+        while provider is not None and not provider._has_caches:
+            provider._has_caches = True
+            provider = provider.parent
+
     def _forget(self) -> None:
-        # A provider below that inherits a name through this one left the same name in this one's cache: an empty
-        # cache therefore ends the descent, and building a tree that was never used costs nothing here.
-        if self._inherited:
+        """Drop what is remembered here and below of what is above. Trees that were never called cost nothing."""
+        if self._has_caches:
+            self._has_caches = False
             self._inherited = {}
+            self._nested = None
             for child in self.children:
                 child._forget()
 
-    def _forget_declaring(self) -> None:
+    def _forget_below(self) -> None:
+        """Drop what is remembered here and above of what is below."""
         provider: ContextProvider | None = self
-        while provider is not None and provider._declaring is not None:
-            provider._declaring = None
+        while provider is not None and (provider._declaring is not None or provider._nested is not None):
+            provider._declaring = provider._nested = None
             provider = provider.parent
 
     def __getstate__(self) -> dict[str, Contexts]:

@@ -32,6 +32,7 @@ class Adapter(Generic[T]):
 
     # Held in a list so that torch does not register the target as a child.
     _target: list[T]
+    _is_injected: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,7 +76,7 @@ class Adapter(Generic[T]):
         """
         adapter, target = _as_chain(self), self.target
         place = adapter.find_parent(target)
-        if adapter.parent is not None or (place is not None and _is_context_child(target, place)):
+        if self._is_injected or adapter.parent is not None:
             raise RuntimeError(f"{type(self).__name__} is already injected: eject it first")
         if parent is None and isinstance(target, fl.ContextModule):
             parent = target.parent
@@ -88,6 +89,7 @@ class Adapter(Generic[T]):
                 f"{type(self).__name__}: the target {type(target).__name__} does not know its parent: call"
                 " inject(parent) with a chain that holds it"
             )
+        self._is_injected = True
         return self
 
     def eject(self) -> None:
@@ -99,18 +101,17 @@ class Adapter(Generic[T]):
             RuntimeError: If the adapter is not injected; nothing has changed.
         """
         adapter, target = _as_chain(self), self.target
-        place = adapter.find_parent(target)
-        is_root = adapter.parent is None and place is not None and _is_context_child(target, place)
-        if adapter.parent is None and not is_root:
+        above = adapter.get_parents()
+        if not above and not self._is_injected:
             raise RuntimeError(f"{type(self).__name__} is not injected: inject it first")
         restored = lookup_top_adapter(adapter, target)
         if restored is not target:
             self._take_out(restored, target)
-        above = adapter.get_parents()
         if above:
             above[0].replace(adapter, restored)
-        elif isinstance(restored, fl.ContextModule):
+        elif isinstance(restored, fl.ContextModule) and adapter in restored.get_parents():
             restored._adopt(None)
+        self._is_injected = False
         for chain in above:
             if isinstance(chain, Adapter) and chain.target is adapter:
                 chain._target = [restored]  # what it gives its place back to, now that this adapter is gone
@@ -146,7 +147,3 @@ def lookup_top_adapter(top: fl.Chain, target: fl.Module) -> fl.Module:
 
 def _as_chain(adapter: Any) -> fl.Chain:
     return cast(fl.Chain, adapter)  # `__init_subclass__` has made sure
-
-
-def _is_context_child(module: fl.Module, parent: fl.Chain) -> bool:
-    return isinstance(module, fl.ContextModule) and module.parent is parent

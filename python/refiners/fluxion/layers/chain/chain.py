@@ -124,6 +124,8 @@ class Chain(ContextModule):
         finally:
             if self._declares_contexts:
                 self._reset_context()
+            if self._provider._nested != ():
+                self._provider.push()  # contexts declared below were reset by their own chains
         return result  # pyright: ignore[reportUnknownVariableType]
 
     def _call_layer(self, layer: Module, name: str, /, *args: Any) -> Any:
