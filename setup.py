@@ -42,7 +42,11 @@ AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 ISA_FLAGS = {
     "avx2": AVX2_FLAGS,
     # GCC 12 warns of its own headers here: gcc.gnu.org/PR105593
-    "avx512": [*AVX2_FLAGS, *"-mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-uninitialized -Wno-maybe-uninitialized".split()],
+    "avx512": [
+        *AVX2_FLAGS,
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+    ],
 }
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -69,12 +73,11 @@ def find_compiler() -> list[str]:
     """Give the C++ compiler: CXX, else the first that is there."""
     if sys.platform != "linux":
         raise CannotBuildError(f"the native library is built on Linux only, and this is {sys.platform}")
-    names = shlex.split(os.environ.get("CXX", "")) or next(
-        ([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), []
-    )
-    if not names or shutil.which(names[0]) is None:
-        raise CannotBuildError(f"there is no C++ compiler ({names[0] if names else 'c++, g++ or clang++'}) on PATH")
-    return names
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    for command in [wanted] if wanted else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return command
+    raise CannotBuildError(f"there is no C++ compiler ({wanted[0] if wanted else 'c++, g++ or clang++'}) on PATH")
 
 
 def find_cuda() -> Cuda | None:
@@ -113,7 +116,9 @@ def code_of(architecture: str) -> str:
     """Give what nvcc calls `9.0a`: `90a`."""
     match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architecture)
     if match is None:
-        raise SystemExit(f"refiners: TORCH_CUDA_ARCH_LIST holds {architecture!r}, expected names such as 8.0 or 9.0a+PTX")
+        raise SystemExit(
+            f"refiners: TORCH_CUDA_ARCH_LIST holds {architecture!r}, expected names such as 8.0 or 9.0a+PTX"
+        )
     return "".join(group or "" for group in match.groups()[:3])
 
 
@@ -248,7 +253,7 @@ class NativeBuild(build_ext):
                 continue
             steps.append(self.step(source, ISA_FLAGS.get(suffix, [])))
         with ThreadPoolExecutor(count_jobs()) as pool:
-            list(pool.map(lambda step: compile_one(*step), steps))
+            list(pool.map(compile_one, *zip(*steps, strict=True)))
         return [target for _, target in steps]
 
     def step(self, source: Path, flags: list[str]) -> tuple[list[str], Path]:

@@ -16,12 +16,9 @@ using namespace refiners;
 namespace {
 
 std::map<std::string, bool> as_dict(const CpuFeatures& f) {
-  return {{"avx2", f.avx2},
-          {"avx512", f.avx512},
-          {"avx512_bf16", f.avx512_bf16},
-          {"avx512_fp16", f.avx512_fp16},
-          {"amx_bf16", f.amx_bf16},
-          {"amx_fp16", f.amx_fp16}};
+  return {
+      {"avx2", f.avx2},         {"avx512", f.avx512},    {"avx512_bf16", f.avx512_bf16}, {"avx512_fp16", f.avx512_fp16},
+      {"amx_bf16", f.amx_bf16}, {"amx_fp16", f.amx_fp16}};
 }
 
 CpuFeatures from_dict(const std::map<std::string, bool>& names) {
@@ -50,13 +47,15 @@ PYBIND11_MODULE(_host, m) {
   m.def("build_record", [] { return std::string(REFINERS_BUILD_RECORD); }, "How this was built, as JSON.");
   m.def("cpu_features", [] { return as_dict(cpu_features()); }, "What this CPU has and its system saves.");
   m.def(
-      "best_cpu_isa", [](const std::map<std::string, bool>& f) { return kCpuIsaNames[int(best_cpu_isa(from_dict(f)))]; },
+      "best_cpu_isa",
+      [](const std::map<std::string, bool>& f) { return kCpuIsaNames[int(best_cpu_isa(from_dict(f)))]; },
       py::arg("features"), "The best instruction set for these features, as far as there are kernels for it.");
   m.def(
       "choose_lora_linear_cpu_plan",
-      [](const std::string& isa, const std::map<std::string, bool>& features, const std::string& dtype, bool has_block) {
-        return as_pair(choose_lora_linear_cpu_plan(isa_named(isa), from_dict(features), dtype_named(dtype.c_str()),
-                                                   has_block));
+      [](const std::string& isa, const std::map<std::string, bool>& features, const std::string& dtype,
+         bool has_block) {
+        return as_pair(
+            choose_lora_linear_cpu_plan(isa_named(isa), from_dict(features), dtype_named(dtype.c_str()), has_block));
       },
       py::arg("isa"), py::arg("features"), py::arg("dtype"), py::arg("has_block"),
       "What lora_linear does on a CPU, and the reason.");

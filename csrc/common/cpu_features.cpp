@@ -37,8 +37,8 @@ CpuFeatures detect() {
   if (!bit(one.c, 27)) return f;  // no XSAVE
   const uint64_t saved = saved_states();
   f.avx2 = (saved & kYmm) == kYmm && bit(seven.b, 5) && bit(one.c, 12) && bit(one.c, 29);
-  f.avx512 = f.avx2 && (saved & kZmm) == kZmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) &&
-             bit(seven.b, 31);
+  f.avx512 =
+      f.avx2 && (saved & kZmm) == kZmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);
   f.avx512_bf16 = f.avx512 && bit(more.a, 5);
   f.avx512_fp16 = f.avx512 && bit(seven.d, 23);
   f.amx_bf16 = f.avx512_bf16 && (saved & kTiles) == kTiles && bit(seven.d, 24) && bit(seven.d, 22);

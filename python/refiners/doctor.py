@@ -1,4 +1,4 @@
-"""`python -m refiners doctor`: what is installed, what the machine can do, and which path each operator takes and why."""
+"""`python -m refiners doctor`: versions, devices, the native library, and the path that each operator takes and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -83,9 +83,8 @@ def _cpu(host: Any) -> dict[str, Any]:
 def _devices() -> list[str]:
     found = ["cpu"]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        properties = torch.cuda.get_device_properties(index)
-        memory = properties.total_memory / 2**30
-        found.append(f"cuda:{index}: {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB")
+        major, minor = torch.cuda.get_device_capability(index)
+        found.append(f"cuda:{index}: {torch.cuda.get_device_name(index)}, sm_{major}{minor}")
     return found + ["mps"] * torch.backends.mps.is_available()
 
 
@@ -129,13 +128,19 @@ def _cuda_path(library: NativeLibrary, dtype: torch.dtype) -> str:
 def _lines(found: dict[str, Any], indent: str = "") -> list[str]:
     lines: list[str] = []
     for name, value in found.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}:" + " -" * (not value), *_lines(value, indent + "  ")]
-        elif isinstance(value, list):
-            lines.append(f"{indent}{name}: {', '.join(map(str, value)) or '-'}")
-        elif isinstance(value, bool):
-            lines.append(f"{indent}{name}: {'yes' if value else 'no'}")
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}:", *_lines(cast("dict[str, Any]", value), indent + "  ")]
         else:
-            shown = "-" if value is None else f"{value:.1f}" if isinstance(value, float) else value
+            shown = _shown(cast("object", value))
             lines.append(f"{indent}{name}: {shown}")
     return lines
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, cast("list[object]", value))) or "-"
+    return "-" if value is None or value == {} else str(value)

@@ -30,8 +30,8 @@ inline LoraLinearChoice choose_lora_linear_cpu_plan(CpuIsa isa, const CpuFeature
   if (isa == CpuIsa::kPortable) return {LoraLinearPlan::kPortable, "no instruction set with a kernel is in use"};
   if (dtype == Dtype::kFloat32) return {LoraLinearPlan::kUpdate, "a fused float32 update passes over the output once"};
   const bool wide = isa == CpuIsa::kAvx512 || isa == CpuIsa::kAmx;
-  const bool fast = wide && (dtype == Dtype::kBfloat16 ? features.avx512_bf16
-                                                       : features.avx512_fp16 || features.amx_fp16);
+  const bool fast =
+      wide && (dtype == Dtype::kBfloat16 ? features.avx512_bf16 : features.avx512_fp16 || features.amx_fp16);
   if (!fast) return {LoraLinearPlan::kUpdate, "the library has no fast 16-bit multiplication with these instructions"};
   if (has_block) return {LoraLinearPlan::kBlock, "the library multiplies 16-bit numbers fast"};
   return {LoraLinearPlan::kLibrary, "the library multiplies 16-bit numbers fast, and no block was given"};
@@ -49,9 +49,9 @@ inline LoraLinearChoice choose_lora_linear_cuda_plan(Dtype dtype, int64_t adapte
 
 // Tiles of the CPU kernels.
 struct LoraLinearCpuConfig {
-  int64_t row_block = 48;     // rows that pass through both kernels while their d stays in the L1 cache
-  int64_t depth_block = 256;  // of x and A at a time: 16 columns of A take 16 KiB
-  int64_t right_block = 6144; // floats of B at a time: 24 KiB
+  int64_t row_block = 48;      // rows that pass through both kernels while their d stays in the L1 cache
+  int64_t depth_block = 256;   // of x and A at a time: 16 columns of A take 16 KiB
+  int64_t right_block = 6144;  // floats of B at a time: 24 KiB
 };
 
 constexpr LoraLinearCpuConfig kLoraLinearCpuConfig{};
@@ -66,8 +66,8 @@ struct LoraLinearPackConfig {
 inline LoraLinearPackConfig choose_lora_linear_pack_config(int64_t element_size, int64_t in_features, uint64_t x,
                                                            int64_t x_stride, uint64_t out, int64_t out_stride) {
   const int64_t vector = 16 / element_size;
-  const bool aligned = x % 16 == 0 && out % 16 == 0 && x_stride % vector == 0 && out_stride % vector == 0 &&
-                       in_features % vector == 0;
+  const bool aligned =
+      x % 16 == 0 && out % 16 == 0 && x_stride % vector == 0 && out_stride % vector == 0 && in_features % vector == 0;
   return {aligned ? static_cast<int>(vector) : 1, 8};
 }
 

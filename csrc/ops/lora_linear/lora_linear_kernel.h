@@ -24,11 +24,13 @@ struct LoraLinearPackParams {
   int column_end[kLoraLinearMaxCudaAdapters];  // the column of d behind the last one of each adapter
 };
 
-// For each row: copies x in front of d, multiplies d by the scale of its adapter and row, writes zeros into the padding.
+// For each row: copies x in front of d, multiplies d by the scale of its adapter and row, writes zeros into the
+// padding.
 cudaError_t launch_lora_linear_pack(const LoraLinearPackParams& p, const LoraLinearPackConfig& config,
                                     cudaStream_t stream);
 
-// cudaSuccess if the current device can run the kernel: not where the build has no code for it, or its driver is too old.
+// cudaSuccess if the current device can run the kernel: not where the build has no code for it, or its driver is too
+// old.
 cudaError_t probe_lora_linear_pack();
 
 }  // namespace refiners

@@ -273,25 +273,25 @@ struct LoraLinear {
 };
 
 // Calls the member of LoraLinear<V, T> for the dtype of the parameters.
-#define REFINERS_FOR_DTYPE(V, p, expression)               \
-  switch ((p).dtype) {                                     \
-    case Dtype::kFloat32: {                                \
-      using Kernels = LoraLinear<V, float>;                \
-      expression;                                          \
-      break;                                               \
-    }                                                      \
-    case Dtype::kBfloat16: {                               \
-      using Kernels = LoraLinear<V, Bfloat16>;             \
-      expression;                                          \
-      break;                                               \
-    }                                                      \
-    case Dtype::kFloat16: {                                \
-      using Kernels = LoraLinear<V, Float16>;              \
-      expression;                                          \
-      break;                                               \
-    }                                                      \
-    case Dtype::kOther:                                    \
-      break;                                               \
+#define REFINERS_FOR_DTYPE(V, p, expression)   \
+  switch ((p).dtype) {                         \
+    case Dtype::kFloat32: {                    \
+      using Kernels = LoraLinear<V, float>;    \
+      expression;                              \
+      break;                                   \
+    }                                          \
+    case Dtype::kBfloat16: {                   \
+      using Kernels = LoraLinear<V, Bfloat16>; \
+      expression;                              \
+      break;                                   \
+    }                                          \
+    case Dtype::kFloat16: {                    \
+      using Kernels = LoraLinear<V, Float16>;  \
+      expression;                              \
+      break;                                   \
+    }                                          \
+    case Dtype::kOther:                        \
+      break;                                   \
   }
 
 template <class V>

@@ -67,7 +67,8 @@ class NativeLibrary:
         self._functions = _bind(ctypes.CDLL(str(self.path)))
         for name in self.settings.disabled:
             self.use_kernels(name, False)
-        best = ISAS[self._functions.refiners_best_cpu_isa()]
+        index: int = self._functions.refiners_best_cpu_isa()
+        best = ISAS[index]
         self.isa, self.isa_reason = best, "the best that this CPU and the library have"
         if self.settings.isa is not None:
             self._force(self.settings.isa, best)

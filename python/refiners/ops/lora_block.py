@@ -117,7 +117,7 @@ def _block_is_used(weight: Tensor) -> bool:
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()  # pyright: ignore[reportPrivateUsage]
+    return tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _memory() -> int:

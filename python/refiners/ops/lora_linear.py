@@ -14,7 +14,7 @@ from refiners.ops.library import LIBRARY
 from refiners.ops.lora_linear_backward import any_requires_grad, backward, per_row, save_for_backward
 from refiners.ops.lora_linear_checks import check_lora_linear
 
-_BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
+_BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
 _ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor[] downs, Tensor[] ups, Tensor scale, Tensor? block=None)"
 LIBRARY.define(f"lora_linear{_ARGUMENTS} -> Tensor")
 LIBRARY.define(f"_lora_linear_portable{_ARGUMENTS} -> Tensor")  # what a kernel calls that refuses its arguments
@@ -54,13 +54,15 @@ def lora_linear(
         A new tensor with the dtype and device of `x`.
 
     Raises:
-        ValueError: If shapes, lengths or devices disagree; the message names the argument, what was expected and what came.
+        ValueError: If shapes, lengths or devices disagree; the message names the argument, what it should be and is.
         TypeError: If a dtype differs from that of `x`, or is not a floating one.
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias, downs, ups, block = _autocast(x, weight, bias, downs, ups, block)
     check_lora_linear(x, weight, bias, downs, ups, scale, block)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any_requires_grad(x, weight, bias, downs, ups, scale)):
+    if torch.compiler.is_compiling() or (
+        torch.is_grad_enabled() and any_requires_grad(x, weight, bias, downs, ups, scale)
+    ):
         return torch.ops.refiners.lora_linear.default(x, weight, bias, downs, ups, scale, block)
     with _BELOW_AUTOGRAD():  # a gradient written in Python costs as much as a small layer, also where none is recorded
         return torch.ops.refiners.lora_linear.default(x, weight, bias, downs, ups, scale, block)

@@ -16,10 +16,12 @@ def per_row(scale: Tensor, x: Tensor) -> Tensor:
     return scale.to(x.dtype).reshape(*scale.shape, *[1] * (x.dim() - scale.dim()))
 
 
-def any_requires_grad(*arguments: Tensor | None | Sequence[Tensor]) -> bool:
+def any_requires_grad(*arguments: Tensor | Sequence[Tensor] | None) -> bool:
     """Whether a gradient is asked of one of the arguments of an operator."""
     return any(
-        argument.requires_grad if isinstance(argument, Tensor) else any(tensor.requires_grad for tensor in argument or ())
+        argument.requires_grad
+        if isinstance(argument, Tensor)
+        else any(tensor.requires_grad for tensor in argument or ())
         for argument in arguments
     )
 
