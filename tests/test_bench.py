@@ -27,11 +27,16 @@ def fake_candidates(log: list[str], times: dict[str, float]) -> tuple[list[Candi
     return [Candidate(name, lambda name=name: log.append(name)) for name in times], timer
 
 
-@pytest.mark.parametrize(("model", "layers", "tflop"), [("sd15", 184, 0.4666), ("sdxl", 743, 8.7084)])
-def test_tables_hold_the_layers_and_the_arithmetic_of_a_step(model: str, layers: int, tflop: float) -> None:
+@pytest.mark.parametrize(
+    ("model", "layers", "biases", "tflop"), [("sd15", 184, 88, 0.4666), ("sdxl", 743, 323, 8.7084)]
+)
+def test_tables_hold_the_layers_and_the_arithmetic_of_a_step(
+    model: str, layers: int, biases: int, tflop: float
+) -> None:
     shapes = load_shapes(model)
     assert {shape.model for shape in shapes} == {model}
     assert sum(shape.count for shape in shapes) == layers
+    assert sum(shape.count for shape in shapes if shape.bias) == biases
     work = sum(2 * s.rows * s.in_features * s.out_features * s.count for s in shapes)
     assert work / 1e12 == pytest.approx(tflop, abs=1e-4)
 

@@ -23,6 +23,8 @@ TEST(model_and_extensions_are_read) {
   CHECK(cpu.isa == (std::vector<std::string>{"avx", "avx2", "amx_tile"}));
 }
 
+TEST(the_first_of_several_names_counts) { CHECK_EQ(parse("model name : a\nmodel name : b\n").model, "a"); }
+
 TEST(what_is_missing_stays_empty) {
   const Cpu cpu = parse("processor : 0\nno colon here\n: no key\n");
   CHECK_EQ(cpu.model, "");
