@@ -27,8 +27,8 @@ MIXES = (
     ("neither", 0.0, 0.0),
     ("slanted", 1.0, 0.0),
     ("outlined", 0.0, 1.0),
-    ("half, half", 0.5, 0.5),
-    ("both", 1.0, 1.0),
+    ("0.75, 0.25", 0.75, 0.25),
+    ("0.1, 0.9", 0.1, 0.9),
 )
 
 
@@ -125,7 +125,7 @@ class Story:
         first = self.noise[::COLUMNS].repeat_interleave(COLUMNS, dim=0)
         images = self.sample("sampling: two LoRAs in one batch", first)
         names = [mix[0] for mix in MIXES]
-        self.show("mixed", images, "Two LoRAs in one batch", "a scale per sample; one noise per row", names)
+        self.show("mixed", images, "Two LoRAs in one batch", "scales of slanted, outlined by sample", names)
 
     def show_real(self, style: Style, title: str, subtitle: str) -> None:
         """Show the first real images of each digit in a style."""

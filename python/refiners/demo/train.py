@@ -79,10 +79,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m refiners.demo.train", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--style", choices=get_args(Style), default="plain", help="plain (default) is the base model")
     parser.add_argument("--out", type=Path, help="where to save the weights")
-    parser.add_argument("--steps", type=natural(1), default=3000, help="training steps (default: 3000)")
+    parser.add_argument("--steps", type=natural(1), help="training steps (default: 3000; for a LoRA 800)")
     parser.add_argument("--seed", type=natural(0), default=0, help="where all random numbers begin (default: 0)")
     parser.add_argument("--threads", type=natural(1), default=1, help="how many threads torch uses (default: 1)")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.steps = options.steps or (3000 if options.style == "plain" else 800)
+    return options
 
 
 if __name__ == "__main__":
