@@ -64,6 +64,11 @@ def test_the_children_and_the_state(linear: LinearLora, conv: Conv2dLora) -> Non
     assert linear.down is linear[0] and linear.up is linear[1]
 
 
+def test_the_rank_is_positive() -> None:
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        LinearLora("foo", 2, 2, rank=0)
+
+
 def test_the_name_is_positional_only() -> None:
     with pytest.raises(TypeError):
         LinearLora(name="foo", in_features=1, out_features=1)  # pyright: ignore[reportCallIssue]
@@ -126,8 +131,14 @@ def test_weights_of_a_linear_lora_make_an_equal_one(linear: LinearLora) -> None:
 
 def test_weights_of_a_conv_lora_make_an_equal_one() -> None:
     lora = Conv2dLora("foo", in_channels=16, out_channels=8, rank=4, kernel_size=(3, 1))
+    lora.load_weights(*weights((4, 16, 3, 3), (8, 4, 1, 1)))
     twin = Conv2dLora.from_weights("foo", down=lora.down.weight, up=lora.up.weight)
+    other = Conv2dLora("foo", 16, 8, rank=4, kernel_size=(3, 1), padding=(1, 0))
+    other.load_weights(lora.down.weight, lora.up.weight)
     x = torch.randn(1, 16, 64, 64)
+    assert torch.equal(other(x), twin(x))
+    lora.reset_parameters()
+    twin.load_weights(lora.down.weight, lora.up.weight)
     assert torch.equal(lora(x), twin(x)) and twin(x).shape == (1, 8, 64, 64)
     assert twin.kernel_size == (3, 1) and twin.padding == (1, 0) and twin.stride == (1, 1)
 
@@ -219,5 +230,6 @@ def test_a_linear_lora_fits_linears_of_its_features(linear: LinearLora) -> None:
 
 def test_a_conv_lora_fits_convolutions_of_its_channels(conv: Conv2dLora) -> None:
     assert conv.is_compatible(fl.Conv2d(16, 8, 5, groups=2, dilation=2))
+    assert conv.is_compatible(fl.Conv2d(16, 8, 3, stride=2)) and conv.down.stride == (2, 2)
     assert not conv.is_compatible(fl.Conv2d(16, 9, 3)) and not conv.is_compatible(fl.Conv2d(8, 16, 3))
     assert not conv.is_compatible(fl.Linear(16, 8))

@@ -150,6 +150,16 @@ def test_to_without_arguments_changes_nothing() -> None:
     assert linear.to() is linear and linear.weight is weight
 
 
+def test_to_takes_the_other_forms_of_torch() -> None:
+    linear, like = fl.Linear(2, 3), torch.zeros(1, dtype=torch.float64)
+    assert linear.to(torch.float16).weight.dtype == torch.float16
+    assert linear.to(like).weight.dtype == torch.float64
+    with pytest.raises(TypeError, match="two dtypes given"):
+        linear.to(torch.float16, torch.float32)
+    conv = fl.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_to_leaves_integers_alone() -> None:
     module = fl.Module()
     module.register_buffer("ids", torch.arange(3))

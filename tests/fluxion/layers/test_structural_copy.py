@@ -45,6 +45,45 @@ def test_context_modules_are_copied() -> None:
     assert chain[0].parent is chain
 
 
+def test_each_copy_is_a_new_one() -> None:
+    chain = fl.Chain(fl.Chain(fl.Identity()))
+    first, second = chain.structural_copy(), chain.structural_copy()
+    assert first is not second and first[0] is not second[0]
+    assert first.structural_copy() is not first
+
+
+def test_methods_of_copied_modules_are_those_of_the_copies() -> None:
+    class Counting(fl.Chain):
+        def __init__(self) -> None:
+            super().__init__(fl.Lambda(self.count))
+            self.times = 0
+
+        def count(self, x: int) -> int:
+            self.times += 1
+            return x
+
+    outside = Counting()
+    chain = fl.Chain(Counting(), fl.Lambda(outside.count))
+    copy = chain.structural_copy()
+    copy(1)
+    assert copy.Counting.times == 1 and chain.Counting.times == 0
+    assert copy.Lambda is chain.Lambda and outside.times == 1
+
+
+def test_copies_of_attention_write_their_own_contexts() -> None:
+    chain = fl.Chain(fl.SelfAttention2d(4), fl.Identity())
+    copy, x = chain.structural_copy(), torch.randn(1, 4, 2, 3)
+    seen: list[object] = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        seen.append(chain[0].use_context("reshape")["height"])
+        return x
+
+    chain[0].use_context("reshape")["height"] = "untouched"
+    copy.layer(0, fl.Chain).insert(1, fl.Lambda(look))
+    assert copy(x).shape == x.shape and seen == ["untouched"]
+
+
 def test_keys_are_those_of_the_original() -> None:
     chain = fl.Chain(fl.Identity(), fl.Chain(), fl.Identity())
     assert list(chain.structural_copy()._modules) == ["Identity_1", "Chain", "Identity_2"]

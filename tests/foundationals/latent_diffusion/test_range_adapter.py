@@ -36,6 +36,8 @@ def test_the_embedding_is_cosines_then_sines() -> None:
     expected = [math.cos(angles[0]), math.cos(angles[1]), math.sin(angles[0]), math.sin(angles[1])]
     assert embedding.dtype == torch.float32
     assert_close(embedding, torch.tensor([[expected]]))
+    far = compute_sinusoidal_embedding(torch.tensor([[1000]]), embedding_dim=4)
+    assert_close(far[0, 0, 1].item(), math.cos(10.0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,7 @@ def test_the_embedding_is_cosines_then_sines() -> None:
 )
 def test_the_shape_of_the_embedding(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     assert compute_sinusoidal_embedding(torch.zeros(shape), embedding_dim=8).shape == expected
+    assert compute_sinusoidal_embedding(torch.zeros(1, 1), embedding_dim=2).tolist() == [[[1, 0]]]
 
 
 @pytest.mark.parametrize("embedding_dim", [3, 0, -2])
@@ -65,6 +68,7 @@ def test_the_encoder_prints_its_dimensions_and_its_embedding() -> None:
     lines = repr(RangeEncoder(8, 16)).splitlines()
     assert lines[0] == "(CHAIN) RangeEncoder(sinusoidal_embedding_dim=8, embedding_dim=16)"
     annotations = "x: jaxtyping.Int[Tensor, '*batch 1']) -> jaxtyping.Float[Tensor, '*batch 1 embedding_dim']"
+    assert lines[2] == "    ├── Converter(set_device=False)"
     assert lines[1] == f"    ├── Lambda(compute_sinusoidal_embedding({annotations})"
 
 
