@@ -88,6 +88,14 @@ def test_append_renumbers_the_first_of_its_name() -> None:
         assert keys(chain) == expected
 
 
+def test_append_gives_the_keys_that_construction_gives() -> None:
+    chain = fl.Chain()
+    children = [fl.Identity() if index % 3 else fl.ReLU() for index in range(70)]
+    for count, child in enumerate(children, start=1):
+        chain.append(child)
+        assert keys(chain) == keys(fl.Chain(children[:count]))
+
+
 @pytest.mark.parametrize("index,removed", [(1, 1), (-2, 1), (0, 0), (-1, 2)])
 def test_pop_removes_and_returns_one(index: int, removed: int) -> None:
     children = [fl.Linear(1, 1), fl.Chain(), fl.Linear(1, 1)]
