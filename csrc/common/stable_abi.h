@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <array>
 #include <optional>
@@ -49,7 +50,10 @@ inline Dtype dtype_of(const Tensor& t) {
 }
 
 inline Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  return call<Tensor>("aten::linear", "", x, weight, bias);
+  const Tensor y = call<Tensor>("aten::linear", "", x, weight, bias);
+  // Autocast, seen by the inner call only: kernels write to `y` in the dtype of `x`.
+  STD_TORCH_CHECK(y.scalar_type() == x.scalar_type(), "autocast is on: call refiners.ops instead of torch.ops");
+  return y;
 }
 
 // out = a · bᵀ. `out` may be a slice of a wider tensor.

@@ -15,7 +15,7 @@ import torch
 
 from refiners import __version__
 from refiners.ops.library import CUDA_DTYPES, PACKAGE, NativeLibrary, native
-from refiners.ops.lora_block import lora_block_cache
+from refiners.ops.lora_block import limit_of, lora_block_cache
 
 _DTYPES = (*CUDA_DTYPES, torch.float64)
 _PACKAGES = ("safetensors", "numpy", "pillow", "jaxtyping")
@@ -44,7 +44,7 @@ def report() -> dict[str, Any]:
         "block cache": {
             "blocks": len(lora_block_cache),
             "MiB": lora_block_cache.bytes / 2**20,
-            "limit MiB": lora_block_cache.limit / 2**20,
+            "limit MiB": limit_of(torch.device("cpu")) / 2**20,
         },
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("REFINERS_")},
     }

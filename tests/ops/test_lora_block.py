@@ -17,7 +17,7 @@ def tensors(ranks=(3, 4)) -> tuple[Tensor, list[Tensor]]:
 
 @pytest.fixture
 def cache() -> LoraBlockCache:
-    return LoraBlockCache(limit=1 << 20)
+    return LoraBlockCache(limit=lambda _: 1 << 20)
 
 
 @pytest.mark.parametrize(("ranks", "columns"), [((3, 4), 8), ((8,), 8), ((8, 1), 16), ((0,), 0)])
@@ -71,20 +71,27 @@ def test_a_block_goes_with_its_tensors(dropped, cache):
     assert cache.bytes == 0
 
 
-def test_the_least_recently_used_goes_first():
-    cache = LoraBlockCache(limit=2 * 6 * 16 * 4)
+def test_what_no_longer_fits_is_not_kept_and_evicts_nothing():
+    cache = LoraBlockCache(limit=lambda _: 2 * 6 * 16 * 4)
     first, second, third = tensors(), tensors(), tensors()
-    kept = cache.get(*first)
-    cache.get(*second)
-    assert cache.get(*first) is kept
-    cache.get(*third)
-    assert len(cache) == 2
-    assert cache.bytes <= cache.limit
-    assert cache.get(*first) is kept
+    kept = [cache.get(*first), cache.get(*second)]
+    assert cache.get(*third) is None
+    assert all(cache.get(*given) is block for given, block in zip((first, second), kept))
+    cache.drop(first[0])
+    assert cache.bytes == 6 * 16 * 4
+    assert cache.get(*third) is not None
+
+
+def test_an_address_that_is_used_again_is_no_old_block(cache):
+    weight, ups = tensors()
+    for _ in range(20):
+        weight.data = torch.randn_like(weight)  # the old memory would be the first to be given out again
+        weight.data = torch.randn_like(weight)
+        assert torch.equal(cache.get(weight, ups), make_block(weight, ups))
 
 
 def test_what_exceeds_the_limit_is_not_made():
-    cache = LoraBlockCache(limit=100)
+    cache = LoraBlockCache(limit=lambda _: 100)
     assert cache.get(*tensors()) is None
     assert len(cache) == 0
 
@@ -97,14 +104,15 @@ def test_clear_drops_all(cache):
 
 
 def test_threads_share_the_cache():
-    cache = LoraBlockCache(limit=3 * 6 * 16 * 4)
+    cache = LoraBlockCache(limit=lambda _: 3 * 6 * 16 * 4)
     pairs = [tensors() for _ in range(6)]
     wrong: list[int] = []
 
     def work() -> None:
         for i in range(300):
             weight, ups = pairs[i % 6]
-            if not torch.equal(cache.get(weight, ups), make_block(weight, ups)):
+            block = cache.get(weight, ups)
+            if block is not None and not torch.equal(block, make_block(weight, ups)):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -113,7 +121,7 @@ def test_threads_share_the_cache():
     for thread in threads:
         thread.join()
     assert not wrong
-    assert cache.bytes <= cache.limit
+    assert (len(cache), cache.bytes) == (3, 3 * 6 * 16 * 4)
 
 
 @pytest.fixture

@@ -144,6 +144,21 @@ def test_infinities_and_nans_come_through(dtype, isa, make_inputs):
     assert y[[0, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_result_is_rounded_to_nearest_and_ties_to_even(dtype, isa):
+    first, second = torch.randn(1000).to(dtype), torch.randn(1000).to(dtype) / 64
+    first[:4], second[:4] = 1.0, torch.tensor([0.5, 1.5, -0.5, 0.75]) * torch.finfo(dtype).eps
+    ones, zeros = torch.ones(2, 1, dtype=dtype), torch.zeros(1000, 1, dtype=dtype)
+    y = lora_linear(ones[:1], zeros, None, [ones], [torch.stack([first, second], dim=1)], torch.ones(1))
+    assert torch.equal(y[0], (first.float() + second.float()).to(dtype))
+
+
+def test_a_nan_of_any_payload_stays_a_nan(isa):
+    ones = torch.ones(1, 1, dtype=torch.bfloat16)
+    scale = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    assert lora_linear(ones, ones, None, [ones], [ones], scale).isnan().all()
+
+
 def test_autocast_runs_in_its_dtype(device, make_inputs):
     inputs = make_inputs((3, 5), 24, 20, (4,), device=device)
     with torch.autocast(device.type, dtype=torch.bfloat16):

@@ -130,7 +130,7 @@ class ContextProvider:
         """
         if parent is self.parent:
             return
-        seen = {} if self.parent is None else {**self.last_seen, **self.parent.contexts}
+        seen = {} if self.parent is None else self.parent.contexts
         if self.parent is not None:
             self.parent.children.pop(self, None)
             self.parent._forget_below()
@@ -141,7 +141,7 @@ class ContextProvider:
             parent._forget_below()
             self._receive(parent)
         if seen or self.last_seen:
-            kept = {**self.last_seen, **{key: dict(value) for key, value in seen.items() if key not in self.last_seen}}
+            kept = {**self.last_seen, **{key: dict(value) for key, value in seen.items()}}
             self.last_seen = {key: value for key, value in kept.items() if self._lookup(key) is None}
 
     def _receive(self, parent: ContextProvider) -> None:

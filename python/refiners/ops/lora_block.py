@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, device as Device
 
 from refiners.ops.library import native
 from refiners.ops.lora_linear_checks import padded_rank
@@ -22,29 +22,32 @@ _SHARE = 4  # the blocks take at most one part in four of the memory of the mach
 class _Entry(NamedTuple):
     state: tuple[Any, ...]
     block: Tensor
+    storages: list[torch.UntypedStorage]  # held, so that no other tensor comes to lie at the same address
     owners: list[weakref.ref[Tensor]]  # their callbacks drop the entry
 
 
 class LoraBlockCache:
-    """A bounded store of blocks; the least recently used goes first.
+    """A bounded store of blocks. What does not fit is not kept: turns of eviction would copy every weight each step.
 
     A block belongs to the very tensors it was made of: it is found while they live and no in-place change, cast or move
-    has touched them, and dropped with them.
+    has touched them, and dropped with them. Like autograd it sees changes by their version counters: after writing
+    through `.data`, call `clear`.
 
     Args:
-        limit: The bytes it may hold.
+        limit: The bytes it may hold on each device.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: Callable[[Device], int]) -> None:
         self.limit = limit
-        self._entries: OrderedDict[tuple[int, ...], _Entry] = OrderedDict()
+        self._entries: dict[tuple[int, ...], _Entry] = {}
+        self._bytes: defaultdict[Device, int] = defaultdict(int)
         self._lock = threading.RLock()  # re-entrant: a tensor may be collected, and its entry dropped, at any moment
 
     @property
     def bytes(self) -> int:
         """The bytes that the blocks take."""
         with self._lock:
-            return sum(entry.block.nbytes for entry in self._entries.values())
+            return sum(self._bytes.values())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -53,6 +56,13 @@ class LoraBlockCache:
         """Drop all blocks."""
         with self._lock:
             self._entries.clear()
+            self._bytes.clear()
+
+    def drop(self, weight: Tensor) -> None:
+        """Drop the blocks of a weight."""
+        with self._lock:
+            for key in [key for key in self._entries if key[0] == id(weight)]:
+                self._drop(key)
 
     def get(self, weight: Tensor, ups: Sequence[Tensor]) -> Tensor | None:
         """Give the block of these tensors, made now if need be; None where it would exceed the limit."""
@@ -61,21 +71,25 @@ class LoraBlockCache:
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None and entry.state == state:
-                self._entries.move_to_end(key)
                 return entry.block
             self._drop(key)
+            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                return None  # the graph would own what is made now
             size = weight.shape[0] * (weight.shape[1] + padded_rank(ups)) * weight.element_size()
-            if size > self.limit:
+            if self._bytes[weight.device] + size > self.limit(weight.device):
                 return None
-            while self.bytes + size > self.limit:
-                self._entries.popitem(last=False)
+            block = make_block(weight, ups)
             owners = [weakref.ref(tensor, lambda _: self._drop(key)) for tensor in tensors]
-            self._entries[key] = _Entry(state, make_block(weight, ups), owners)
-            return self._entries[key].block
+            storages = [tensor.untyped_storage() for tensor in tensors]
+            self._entries[key] = _Entry(state, block, storages, owners)
+            self._bytes[block.device] += block.nbytes
+            return block
 
     def _drop(self, key: tuple[int, ...]) -> None:
         with self._lock:
-            self._entries.pop(key, None)
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self._bytes[entry.block.device] -= entry.block.nbytes
 
 
 def make_block(weight: Tensor, ups: Sequence[Tensor]) -> Float[Tensor, "out_features in_features+rank"]:
@@ -91,7 +105,7 @@ def prepare_lora_block(
     """Give the `block` argument for `lora_linear`, where one makes it faster.
 
     Blocks are kept, so that only the first call after a change copies the weight. `REFINERS_CACHE_MIB` bounds what
-    they take; the default is a quarter of the machine's memory.
+    they take on each device; the default is a quarter of its memory.
 
     Args:
         weight: The weight of the layer.
@@ -124,9 +138,13 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _limit() -> int:
-    mib = native.settings.cache_mib
-    return _memory() // _SHARE if mib is None else mib << 20
+def limit_of(device: Device) -> int:
+    """Give the bytes that the blocks on a device may take."""
+    if native.settings.cache_mib is not None:
+        return native.settings.cache_mib << 20
+    if device.type == "cuda":
+        return cast(int, torch.cuda.get_device_properties(device).total_memory) // _SHARE
+    return _memory() // _SHARE
 
 
-lora_block_cache = LoraBlockCache(_limit())
+lora_block_cache = LoraBlockCache(limit_of)

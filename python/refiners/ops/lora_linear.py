@@ -13,6 +13,7 @@ from torch import Tensor
 from refiners.ops.library import LIBRARY
 from refiners.ops.lora_linear_backward import any_requires_grad, backward, per_row, save_for_backward
 from refiners.ops.lora_linear_checks import check_lora_linear
+from refiners.ops.transforms import is_autocast, is_transformed
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
 _ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor[] downs, Tensor[] ups, Tensor scale, Tensor? block=None)"
@@ -36,9 +37,10 @@ def lora_linear(
     is one multiplier per update, `[adapters, batch]` one per sample too, `[adapters, batch, tokens]` one per row, so
     that one batch can mix updates (0 switches one off).
 
-    Differentiable in everything but `block`, any number of times. In bfloat16 and float16 the native kernels sum in
-    float32 and round the layer's output and the result only. Under autocast all arguments but `scale` are cast to its
-    dtype first.
+    Differentiable in everything but `block`, any number of times. All products are summed in float32 at least; which of
+    them are rounded to the dtype of `x` on the way depends on the path (`python -m refiners doctor` names it). Under
+    autocast all arguments but `scale` are cast to its dtype first. Under the transforms of `torch.func` and in
+    forward-mode differentiation the formula is computed by torch's functions.
 
     Args:
         x: The input.
@@ -57,9 +59,11 @@ def lora_linear(
         ValueError: If shapes, lengths or devices disagree; the message names the argument, what it should be and is.
         TypeError: If a dtype differs from that of `x`, or is not a floating one.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast(x):
         x, weight, bias, downs, ups, block = _autocast(x, weight, bias, downs, ups, block)
     check_lora_linear(x, weight, bias, downs, ups, scale, block)
+    if is_transformed():
+        return portable(x, weight, bias, downs, ups, scale)
     if torch.compiler.is_compiling() or (
         torch.is_grad_enabled() and any_requires_grad(x, weight, bias, downs, ups, scale)
     ):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refiners.ops.transforms import is_autocast
+
 
 def per_row(scale: Tensor, x: Tensor) -> Tensor:
     """Give the multipliers of one update the dtype and as many dimensions as `x`."""
@@ -34,6 +36,13 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """Give the gradient of each argument, in differentiable functions, so that it has a gradient of its own."""
+    if is_autocast(grad):  # what was saved has been cast already
+        with torch.autocast(grad.device.type, enabled=False):
+            return _gradients(ctx, grad)
+    return _gradients(ctx, grad)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, scale, *matrices = ctx.saved_tensors
     downs, ups = matrices[: len(matrices) // 2], matrices[len(matrices) // 2 :]
     needs_x, needs_weight, needs_bias, needs_downs, needs_ups, needs_scale, *_ = ctx.needs_input_grad

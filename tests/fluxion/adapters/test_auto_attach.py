@@ -219,3 +219,11 @@ def test_attaching_from_a_dict_draws_no_random_number(model: fl.Chain) -> None:
     state = torch.get_rng_state()
     auto_attach_loras(Lora.from_dict("lora", tensors), model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_failed_check_gives_convolutions_their_strides_back(model: fl.Chain) -> None:
+    lora = Conv2dLora("lora", 2, 3, rank=2)
+    with pytest.raises(ValueError, match="1 failed"):
+        auto_attach_loras({"fits": lora, "does not": linear("lora", 5, 5)}, model)
+    assert (lora.stride, lora.down.stride) == ((1, 1), (1, 1))
+    assert lora.parent is None

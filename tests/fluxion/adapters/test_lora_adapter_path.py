@@ -103,8 +103,8 @@ def test_a_row_scale_applies_to_an_edited_update() -> None:
     lora = lora_of(adapter)
     lora.insert(1, fl.Lambda(lambda x: 2 * x))
     lora.scale = torch.tensor([1.0, 3.0])
-    target = adapter.target
-    expected = target(X) + torch.tensor([2.0, 6.0])[:, None, None] * lora.up(lora.down(X))  # pyright: ignore
+    update = lora.Linear_2(lora.Linear_1(X))
+    expected = adapter.target(X) + torch.tensor([2.0, 6.0])[:, None, None] * update
     torch.testing.assert_close(adapter(X), expected)
 
 

@@ -193,23 +193,28 @@ class Cos(Module):
 class Multiply(Module):
     """Compute `scale * x + bias`.
 
-    Both numbers may be changed at any time. A factor of 1 and a bias of 0 cost nothing; with both, a floating point
-    argument is returned itself, as by `Identity`. Integers are always promoted, as the formula promotes them.
+    Both may be changed at any time. A factor of 1 and a bias of 0 cost nothing; with both, a floating point argument is
+    returned itself, as by `Identity`. Integers are always promoted, as the formula promotes them.
 
     Args:
-        scale: The factor.
+        scale: The factor; a tensor has one for each item of the first dimensions of `x`: [batch] or [batch, tokens].
         bias: What is added.
     """
 
-    def __init__(self, scale: float = 1.0, bias: float = 0.0) -> None:
+    def __init__(self, scale: float | Tensor = 1.0, bias: float = 0.0) -> None:
         super().__init__()
         self.scale = scale
         self.bias = bias
 
     def forward(self, x: Shaped[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
-        if not (x.is_floating_point() or x.is_complex()):
-            return self.scale * x + self.bias
-        y = x if self.scale == 1 else self.scale * x
+        scale = self.scale
+        if isinstance(scale, Tensor):
+            scale = scale.to(x.device, x.dtype if x.is_floating_point() else None)
+            y = x * scale.reshape((*scale.shape, *[1] * (x.ndim - scale.ndim)))
+        elif x.is_floating_point() or x.is_complex():
+            y = x if scale == 1 else scale * x
+        else:
+            return scale * x + self.bias
         return y if self.bias == 0 else y + self.bias
 
 

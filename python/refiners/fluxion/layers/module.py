@@ -211,17 +211,8 @@ class ContextModule(Module):
             return copies[self]
 
     def _copy_structure(self) -> Self:
-        clone = type(self).__new__(type(self))
-        nn.Module.__init__(clone)
-        for key, value in self.__dict__.items():
-            if key not in clone.__dict__ and key not in _NOT_COPIED:
-                clone.__dict__[key] = value
-        clone.__dict__.update(
-            _parent=[],
-            _parameters=dict(self._parameters),
-            _buffers=dict(self._buffers),
-            training=self.training,
-        )
+        clone = twin(self)
+        clone.__dict__["_parent"] = []
         return clone
 
     def get_path(self, parent: Chain | None = None, top: Module | None = None) -> str:
@@ -243,7 +234,11 @@ class ContextModule(Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._parent = []
+        # The parent may have come first, where this module refers back to what is above it.
+        self.__dict__.setdefault("_parent", [])
+
+    def __copy__(self) -> Self:
+        return self.structural_copy()  # a shallow copy would share the children, which have one parent
 
 
 class WeightedModule(Module):
@@ -270,6 +265,25 @@ class WeightedModule(Module):
 def structural_copy(m: T) -> T:
     """Copy a context module as `ContextModule.structural_copy` does; return any other module itself."""
     return cast(T, m.structural_copy()) if isinstance(m, ContextModule) else m
+
+
+M = TypeVar("M", bound=Module)
+
+
+def twin(module: M) -> M:
+    """Return a new module with the attributes, parameters, buffers and children of another, but not its hooks."""
+    other = type(module).__new__(type(module))
+    nn.Module.__init__(other)
+    for key, value in module.__dict__.items():
+        if key not in other.__dict__ and key not in _NOT_COPIED:
+            other.__dict__[key] = value
+    other.__dict__.update(
+        _parameters=dict(module._parameters),
+        _buffers=dict(module._buffers),
+        _modules=dict(module._modules),
+        training=module.training,
+    )
+    return other
 
 
 # Compiled calls belong to the original; a parent and its temporary guard never travel.
@@ -311,10 +325,9 @@ def _rebind_leaf(leaf: Any, copies: Copies) -> Any:
     rebound = {key: _rebind(value, copies) for key, value in leaf.__dict__.items() if inspect.ismethod(value)}
     if all(value is leaf.__dict__[key] for key, value in rebound.items()):
         return leaf
-    twin = type(leaf).__new__(type(leaf))
-    twin.__dict__.update(leaf.__dict__)
-    twin.__dict__.update(rebound)
-    return twin
+    other = twin(leaf)
+    other.__dict__.update(rebound)
+    return other
 
 
 def _rebind(value: Any, copies: Copies) -> Any:

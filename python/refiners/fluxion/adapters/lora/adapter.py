@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, dtype as DType, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
 from refiners.fluxion.adapters.lora.lora import LinearLora, Lora
-from refiners.ops import lora_linear, prepare_lora_block
+from refiners.ops import lora_block_cache, lora_linear, prepare_lora_block
 
 
 class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
@@ -26,7 +27,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         loras: The updates, each with its own name.
     """
 
-    _scales: tuple[tuple[float, ...], Tensor] | None
+    _scales: tuple[tuple[float, ...], Tensor] | None  # the multipliers, and the tensor that holds them
 
     def __init__(self, target: fl.WeightedModule, /, *loras: Lora[Any]) -> None:
         with self.setup_adapter(target):
@@ -34,22 +35,35 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         self.__dict__["_scales"] = None  # past torch's bookkeeping: sets have a thousand adapters
 
     def forward(self, *args: Any) -> Any:
-        plain = _plain_parts(self) if len(args) == 1 else None
-        if plain is None or any(weight.dtype != args[0].dtype for weight in plain.weights):
-            return super().forward(*args)  # edited, hooked, under autocast, or of several precisions
+        plain = _plain_parts(self) if len(args) == 1 and isinstance(args[0], Tensor) else None
+        if plain is None or not _fits(plain, args[0]):
+            return super().forward(*args)
         x, weight, scale = args[0], plain.target.weight, self._scale_tensor(plain.scales, args[0])
         block = prepare_lora_block(weight, plain.ups)
         return lora_linear(x, weight, plain.target.bias, plain.downs, plain.ups, scale, block)
 
+    def eject(self) -> None:
+        super().eject()
+        lora_block_cache.drop(self.target.weight)
+
     def _scale_tensor(self, scales: list[float | Tensor], x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
         if any(isinstance(scale, Tensor) for scale in scales):
-            return _stack_scales(scales, x)
+            return _stack_scales(scales, x, dtype)
         values = tuple(cast("list[float]", scales))
-        if torch.compiler.is_compiling():
-            return torch.tensor(values, device=x.device, dtype=torch.float32)
-        if self._scales is None or self._scales[0] != values or self._scales[1].device != x.device:
-            self._scales = values, torch.tensor(values, device=x.device, dtype=torch.float32)
-        return self._scales[1]
+        # A tensor that is kept must be an ordinary one, and is changed in place only where no gradient refers to it.
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor:
+            return torch.tensor(values, device=x.device, dtype=dtype)
+        kept = self._scales
+        if kept is not None and kept[0] == values and kept[1].device == x.device and kept[1].dtype == dtype:
+            return kept[1]
+        with torch.inference_mode(False):
+            tensor = torch.tensor(values, device=x.device, dtype=dtype)
+            if kept is not None and kept[1].shape == tensor.shape and kept[1].device == x.device:
+                tensor = kept[1].copy_(tensor)  # a captured graph reads this very tensor
+            if type(tensor) is Tensor:
+                self.__dict__["_scales"] = values, tensor
+        return tensor
 
     @property
     def lora_layers(self) -> Iterator[Lora[Any]]:
@@ -86,9 +100,11 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             loras[name].scale = value
 
     def add_lora(self, lora: Lora[Any], /) -> None:
-        """Add an update; raise `AssertionError` if its name is taken."""
+        """Add an update; raise `AssertionError` if its name is taken, or if it is attached elsewhere."""
         if lora.name in self.names:
             raise AssertionError(f"LoRA layer with name {lora.name} already exists")
+        if lora.parent is not None:
+            raise AssertionError(f"LoRA {lora.name} already has parent {type(lora.parent).__name__}: remove it first")
         self.append(lora)
 
     def remove_lora(self, name: str, /) -> Lora[Any] | None:
@@ -107,9 +123,14 @@ class _PlainParts(NamedTuple):
     ups: list[Tensor]
     scales: list[float | Tensor]
 
-    @property
-    def weights(self) -> list[Tensor]:
-        return [self.target.weight, *self.downs, *self.ups]
+
+def _fits(parts: _PlainParts, x: Tensor) -> bool:
+    """Whether the operator computes what the children do: all is of one floating dtype, and nobody looks on."""
+    if x.is_nested or not x.is_floating_point() or _has_any_global_hook():
+        return False
+    if x.dtype == torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return False
+    return all(weight.dtype == x.dtype for weight in (parts.target.weight, *parts.downs, *parts.ups))
 
 
 def _plain_parts(adapter: LoraAdapter) -> _PlainParts | None:
@@ -142,15 +163,21 @@ def _is_plain_scale(layer: fl.Module, scale: float | Tensor) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    own = module.__dict__  # read four times a layer and call: attributes would cost a microsecond
+    own = module.__dict__  # read for each layer and call: attributes would cost a microsecond
     return bool(
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own  # replaced, as libraries that move weights around do
     )
 
 
-def _stack_scales(scales: list[Any], x: Tensor) -> Tensor:
-    """Stack numbers and tensors of shape [batch] or [batch, tokens] into [adapters, batch (, tokens)]."""
-    tensors = [torch.as_tensor(scale, device=x.device).to(torch.float32) for scale in scales]
+def _stack_scales(scales: list[Any], x: Tensor, dtype: DType) -> Tensor:
+    """Stack numbers and tensors of shape [], [batch] or [batch, tokens] into [adapters, batch (, tokens)]."""
+    tensors = [torch.as_tensor(scale, device=x.device).to(dtype) for scale in scales]
     ndim = max(tensor.ndim for tensor in tensors)
     lead = x.shape[:ndim]
-    return torch.stack([tensor.reshape(*tensor.shape, *[1] * (ndim - tensor.ndim)).expand(lead) for tensor in tensors])
+    return torch.stack(
+        [tensor.reshape((*tensor.shape, *[1] * (ndim - tensor.ndim))).expand(lead) for tensor in tensors]
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
@@ -147,7 +147,11 @@ def auto_attach_loras(
     return failed
 
 
-_Attachment = tuple[Lora[Any], LoraAdapter, bool]  # the update, the adapter of its layer, and whether that is new
+class _Attachment(NamedTuple):
+    lora: Lora[Any]
+    adapter: LoraAdapter
+    is_new: bool  # the adapter was made for this update
+    strides: tuple[Any, Any] | None  # of a convolution before it was attached
 
 
 def _attach(
@@ -164,10 +168,11 @@ def _attach(
     if debug_map is not None:
         path = slot.layer.get_path(slot.parent) if slot.adapter is None else slot.adapter.get_path()
         debug_map.append((key, path))
+    strides = (lora.stride, lora.down.stride) if isinstance(lora, Conv2dLora) else None
     adapter = slot.attach(lora)
     if is_new:
         adapter.inject(slot.parent)
-    attached.append((lora, adapter, is_new))
+    attached.append(_Attachment(lora, adapter, is_new, strides))
     return True
 
 
@@ -183,7 +188,9 @@ def _check_one_to_one(loras: dict[str, Lora[Any]], slots: _Slots, failed: list[s
 
 
 def _detach(attached: list[_Attachment]) -> None:
-    for lora, adapter, is_new in reversed(attached):
+    for lora, adapter, is_new, strides in reversed(attached):
         if is_new:
             adapter.eject()
         adapter.remove(lora)
+        if isinstance(lora, Conv2dLora) and strides is not None:
+            lora.stride, lora.down.stride = strides

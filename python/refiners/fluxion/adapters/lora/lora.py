@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, device as Device, dtype as DType, nn
 from torch.nn.init import normal_, zeros_
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.bulk import collections_paused
+from refiners.fluxion.layers.module import twin
 
 if TYPE_CHECKING:
     from refiners.fluxion.adapters.lora.adapter import LoraAdapter
@@ -82,7 +83,7 @@ class Lora(Generic[T], fl.Chain, ABC):
     def scale(self, value: float | Tensor) -> None:
         multiply = self.ensure_find(fl.Multiply)
         self._scale = value
-        multiply.scale = cast(float, value)  # a tensor is applied in `forward`
+        multiply.scale = value
 
     def reset_parameters(self) -> None:
         """Draw `down` from a normal distribution of standard deviation 1 / rank, and set `up` to zero."""
@@ -90,12 +91,6 @@ class Lora(Generic[T], fl.Chain, ABC):
             return  # there is nothing to draw yet, and torch takes a millisecond to find that out
         normal_(tensor=self.down.weight, std=1 / self.rank)
         zeros_(tensor=self.up.weight)
-
-    def forward(self, *args: Any) -> Any:
-        if not isinstance(self._scale, Tensor) or self._scale.ndim == 0:
-            return super().forward(*args)
-        update = self.up(self.down(*args))
-        return update * self._scale.reshape(*self._scale.shape, *[1] * (update.ndim - self._scale.ndim)).to(update)
 
     @classmethod
     def from_weights(cls, name: str, /, down: Tensor, up: Tensor) -> Lora[Any]:
@@ -170,8 +165,10 @@ class Lora(Generic[T], fl.Chain, ABC):
         return attach_first(self, target, include, exclude)
 
     def _post_structural_copy(self, source: Lora[T]) -> None:
-        # The scale belongs to the copy: the layer that applies it must not be shared.
-        self.replace(self.ensure_find(fl.Multiply), fl.Multiply(cast(float, source._scale)))
+        # The scale belongs to the copy: the layers that apply it must not be shared.
+        for child in self:
+            if isinstance(child, fl.Multiply):
+                self.replace(child, twin(child))
 
 
 class LinearLora(Lora[fl.Linear]):

@@ -104,7 +104,8 @@ class Chain(ContextModule):
 
     def _adopt(self, parent: Chain | None) -> None:
         super()._adopt(parent)
-        if self._can_refresh_parent:
+        # Without a provider this chain is being restored, by a child that refers back to it: it will link itself.
+        if self._can_refresh_parent and "_provider" in self.__dict__:
             self._provider.attach(None if parent is None else parent._provider)
 
     # --- calls --------------------------------------------------------------------------------------------------------
@@ -345,6 +346,8 @@ class Chain(ContextModule):
     def _check_newcomer(self, module: Module) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"{type(self).__name__}: expected a module, got {type(module).__name__}")
+        if isinstance(module, Chain) and (module is self or module in self.get_parents()):
+            raise ValueError(f"{type(module).__name__} cannot be placed in {type(self).__name__}: it contains it")
 
     def _index_of(self, module: Module) -> int:
         for index, child in enumerate(self):
@@ -382,6 +385,12 @@ class Chain(ContextModule):
         for child in self:
             if isinstance(child, ContextModule):
                 child._adopt(self)
+        self._relink()
+
+    def _relink(self) -> None:
+        """Link the contexts of children, and of a parent, that were restored before this chain."""
+        if self._parent:
+            self._provider.attach(self._parent[0]._provider)
 
     def _show_only_tag(self) -> bool:
         return type(self) is Chain

@@ -1,0 +1,27 @@
+"""What else may be looking at a computation: function transforms, and autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (unknown to type checkers)
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` (vmap, grad, jvp, ...) or forward-mode differentiation follows what is computed now.
+
+    They see through functions of torch, not through an operator with kernels of its own.
+    """
+    if torch.compiler.is_compiling():
+        return False  # the compiler traces transforms itself
+    return bool(forward_ad._current_level >= 0) or _functorch.peek_interpreter_stack() is not None
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast changes the dtype of products with `x`. It leaves float64 alone, and knows no meta tensors."""
+    device = x.device.type
+    return x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
