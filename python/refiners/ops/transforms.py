@@ -18,7 +18,8 @@ def is_transformed() -> bool:
     """
     if torch.compiler.is_compiling():
         return False  # the compiler traces transforms itself
-    return bool(forward_ad._current_level >= 0) or _functorch.peek_interpreter_stack() is not None
+    level: int = getattr(forward_ad, "_current_level")  # noqa: B009 (of no known type)
+    return level >= 0 or _functorch.peek_interpreter_stack() is not None
 
 
 def is_autocast(x: Tensor) -> bool:
