@@ -8,6 +8,7 @@ python=$(command -v "${1:-python3}")
 PATH=$(dirname "$python"):$PATH # its cmake and ninja, where it has them
 build=${BUILD:-build/cmake}
 results=benchmarks/results
+mkdir -p $results
 
 cmake -S . -B "$build" -DPYTHON_EXECUTABLE="$python" -DREFINERS_TORCH=ON
 cmake --build "$build" --target refiners_bench

@@ -1,13 +1,10 @@
 // The CPU kernels of lora_linear themselves, on one core and without torch: what the operator adds to a linear layer.
 
-#include <iostream>
-#include <optional>
 #include <random>
 
 #include "bench/cache.h"
 #include "bench/ceilings.h"
 #include "bench/compare.h"
-#include "bench/cpus.h"
 #include "bench/layer_shapes.h"
 #include "bench/report.h"
 #include "bench/suite.h"
@@ -167,8 +164,7 @@ void run(const CommandLine& options, const std::string& command) {
   const auto shapes =
       select_linear_shapes(options.word("--shapes"), options.words("--model"), options.integers("--rows"));
   Report report("lora_linear_kernel", command);
-  std::string isa;
-  const double core_flops = measure_fma_flops(isa) / static_cast<double>(available_cpus().size());
+  const double core_flops = measure_core_fma_flops();
   report.add_fact("gflops_per_second of a core", core_flops / 1e9);
   CacheFlusher flusher;
   Table table = make_table();

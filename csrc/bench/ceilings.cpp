@@ -11,6 +11,7 @@
 #include "cache.h"
 #include "cpus.h"
 #include "fma_loop.h"
+#include "timer.h"
 
 namespace refiners::bench {
 namespace {
@@ -34,6 +35,15 @@ FmaVariant widest_fma() {
   return {"128-bit", fma_loop_portable, kPortableBytes};
 }
 
+double flops(const FmaVariant& variant) {
+  return fma_flops_per_iteration(variant.vector_bytes) * static_cast<double>(kFmaIterations);
+}
+
+void run(const FmaVariant& variant) {
+  // From 1, these stay near 1: neither denormal nor infinite.
+  if (variant.loop(kFmaIterations, 0.999999f, 1e-6f) <= 0) throw std::logic_error("the chains must stay positive");
+}
+
 using Clock = std::chrono::steady_clock;
 
 // Seconds from the moment the first CPU starts to the moment the last one ends: a sum of the rates of the CPUs would
@@ -42,7 +52,7 @@ double best_time_on_all_cpus(std::size_t cpus, const std::function<void(std::siz
   std::vector<Clock::time_point> starts(cpus);
   std::vector<Clock::time_point> ends(cpus);
   double best = std::numeric_limits<double>::infinity();
-  for (int run = 0; run < kRuns; ++run) {
+  for (int i = 0; i < kRuns; ++i) {
     run_on_each_cpu([&](std::size_t i) {
       starts[i] = Clock::now();
       work(i);
@@ -64,12 +74,19 @@ double measure_fma_flops(std::string& isa) {
   const FmaVariant variant = widest_fma();
   isa = variant.isa;
   const std::size_t cpus = available_cpus().size();
-  const double seconds = best_time_on_all_cpus(cpus, [&](std::size_t) {
-    // From 1, these stay near 1: neither denormal nor infinite.
-    if (variant.loop(kFmaIterations, 0.999999f, 1e-6f) <= 0) throw std::logic_error("the chains must stay positive");
-  });
-  const double flops_per_cpu = fma_flops_per_iteration(variant.vector_bytes) * static_cast<double>(kFmaIterations);
-  return flops_per_cpu * static_cast<double>(cpus) / seconds;
+  const double seconds = best_time_on_all_cpus(cpus, [&](std::size_t) { run(variant); });
+  return flops(variant) * static_cast<double>(cpus) / seconds;
+}
+
+double measure_core_fma_flops() {
+  const FmaVariant variant = widest_fma();
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kRuns; ++i) {
+    const Timer timer(CpuClock::thread);
+    run(variant);
+    best = std::min(best, timer.elapsed().wall);
+  }
+  return flops(variant) / best;
 }
 
 double measure_copy_bandwidth(std::size_t bytes) {

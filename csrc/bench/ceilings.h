@@ -21,6 +21,9 @@ struct Ceiling {
 // The best of several runs. `isa` receives the name of the instruction set.
 double measure_fma_flops(std::string& isa);
 
+// The same on one core, that of the calling thread, while the others do what they do.
+double measure_core_fma_flops();
+
 // A copy between two buffers of `bytes` each (0: four times the last-level cache, 1 GiB at most), every available CPU
 // copying its slice. Counts the bytes read and the bytes written, as the copy of a GPU is counted. The best of several.
 double measure_copy_bandwidth(std::size_t bytes = 0);

@@ -28,6 +28,8 @@ TEST(the_measured_ceilings_are_plausible) {
   CHECK(flops > 1e8);
   CHECK(flops < 1e14);
   CHECK(!isa.empty());
+  CHECK(measure_core_fma_flops() > 1e8);
+  CHECK(measure_core_fma_flops() < 2e12);
   const double bandwidth = measure_copy_bandwidth(std::size_t{16} << 20);
   CHECK(bandwidth > 1e7);
   CHECK(bandwidth < 1e13);
