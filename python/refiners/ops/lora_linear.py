@@ -93,7 +93,7 @@ def portable(
     block: Tensor | None = None,
 ) -> Tensor:
     """Compute the operator by torch's own functions."""
-    x = x.contiguous()
+    x = x.contiguous()  # one copy, not one for each multiplication
     y = F.linear(x, weight, bias)
     for multiplier, down, up in zip(scale.unbind(), downs, ups, strict=True):
         y = y + F.linear(F.linear(x, down) * per_row(multiplier, x), up)
