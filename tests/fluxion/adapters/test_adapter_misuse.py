@@ -107,3 +107,19 @@ def test_a_leaf_target_without_a_parent_says_what_to_do(parent: fl.Chain) -> Non
     with pytest.raises(RuntimeError, match=r"inject\(parent\)"):
         LeafAdapter(parent.layer("Linear", fl.Linear)).inject()
     assert tree(parent) == before
+
+
+def test_a_root_that_its_adapter_does_not_hold_is_injected_and_ejected_once() -> None:
+    class Beside(fl.Chain, fl.Adapter[fl.Chain]):
+        def __init__(self, target: fl.Chain) -> None:
+            with self.setup_adapter(target):
+                super().__init__(fl.Identity())
+
+    root = fl.Chain(fl.Identity())
+    adapter = Beside(root).inject()
+    with pytest.raises(RuntimeError, match="already injected"):
+        adapter.inject()
+    adapter.eject()
+    assert root.parent is None
+    with pytest.raises(RuntimeError, match="not injected"):
+        adapter.eject()
