@@ -1,5 +1,6 @@
 """The demo from end to end, at few steps; its options; and the command that trains what it ships."""
 
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -100,6 +101,19 @@ def test_a_bad_option_is_one_line_and_code_2(
     captured = capsys.readouterr()
     assert end.value.code == 2 and captured.out == ""
     assert captured.err.count("\n") == 1 and expected in captured.err
+
+
+def test_options_are_read_before_torch_is_loaded() -> None:
+    program = (
+        "import os, sys; os.environ.pop('OMP_WAIT_POLICY', None); from refiners.demo import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)\n"
+        "main.__globals__['parse_options'] = lambda argv: sys.modules.update({'refiners.demo.story': None})\n"
+        "try: main([])\n"
+        "except ModuleNotFoundError: print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-2:] == ["False", "False PASSIVE"]
 
 
 def test_options_have_defaults() -> None:

@@ -1,5 +1,6 @@
 """The command `python -m refiners demo`."""
 
+import os
 import sys
 from collections.abc import Sequence
 from time import perf_counter
@@ -21,6 +22,9 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: With code 2, after a one-line error, if an option is wrong; with code 0 after the help.
     """
     options = parse_options(argv)
+    # The layers are so small that threads which spin while they wait take the processor from each other where it is
+    # shared. Only read when torch is loaded, so torch comes after it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from refiners.demo.story import Story
 
     start = perf_counter()

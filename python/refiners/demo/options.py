@@ -49,8 +49,8 @@ def parse_options(argv: Sequence[str]) -> Options:
     )
     parser.add_argument("--seed", type=natural(0), default=0, help="where all random numbers begin")
     parser.add_argument("--out", type=Path, default=Path("refiners-demo"), help="the folder of the pictures")
-    parser.add_argument("--steps", type=natural(1), default=250, help="training steps of the LoRA")
-    parser.add_argument("--sampling-steps", type=natural(1), default=20, help="steps from noise to image")
+    parser.add_argument("--steps", type=natural(1), default=200, help="training steps of the LoRA")
+    parser.add_argument("--sampling-steps", type=natural(1), default=16, help="steps from noise to image")
     options = Options(**vars(parser.parse_args(argv)))
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"argument --out: {options.out} is not a folder")
