@@ -322,7 +322,7 @@ def _check_weights(down: Tensor, up: Tensor, ndim: int) -> None:
 def _linear(weight: Tensor) -> fl.Linear:
     """Make a linear layer without bias around a weight."""
     layer = fl.Linear.__new__(fl.Linear)
-    nn.Module.__init__(layer)
+    fl.Module.__init__(layer)
     vars(layer).update(in_features=weight.shape[1], out_features=weight.shape[0])
     layer._parameters.update(weight=nn.Parameter(weight), bias=None)
     return layer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, get_origin, over
 
 from torch import device as Device, dtype as DType, nn
 
-from refiners.fluxion.context import ContextProvider, Contexts
+from refiners.fluxion.context import Context, ContextProvider, Contexts
 from refiners.fluxion.layers.chain.errors import ReturnException, chain_error, error_tree, pretty_print_args
 from refiners.fluxion.layers.chain.keys import appended, generate_unique_names
 from refiners.fluxion.layers.module import ContextModule, Module, WeightedModule, structural_copy
@@ -86,6 +86,12 @@ class Chain(ContextModule):
     def provider(self) -> ContextProvider:
         """The contexts declared by this chain, and those visible from above."""
         return self._provider
+
+    def use_context(self, context_name: str) -> Context:
+        context = self._provider.get_context(context_name)
+        if context is None:
+            raise AssertionError(f"Context {context_name} not found.")
+        return context
 
     def init_context(self) -> Contexts:
         """Return the contexts that this kind of chain declares, with fresh default values. To be overridden.
