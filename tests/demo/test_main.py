@@ -97,10 +97,15 @@ def test_a_bad_option_is_one_line_and_code_2(
     argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        main(argv)
+        parse_options(argv)
     captured = capsys.readouterr()
     assert end.value.code == 2 and captured.out == ""
     assert captured.err.count("\n") == 1 and expected in captured.err
+
+
+def test_a_bad_option_stops_the_demo() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--steps", "0"])
 
 
 def test_options_are_read_before_torch_is_loaded() -> None:
@@ -146,6 +151,18 @@ def test_the_training_command_makes_what_is_shipped(tmp_path: Path) -> None:
     torch.manual_seed(0)
     initial = DigitsUNet().state_dict()
     assert not any(torch.equal(weight, initial[name]) for name, weight in load_from_safetensors(path).items())
+
+
+def test_training_leaves_the_average_of_the_weights() -> None:
+    unet = DigitsUNet(channels=16, inner_channels=24, embedding_dim=8, num_tokens=2)
+    initial = [weight.detach().clone() for weight in unet.parameters()]
+    steps = train.train_base(unet, num_steps=1, seed=0)
+    next(steps)
+    trained = [weight.detach().clone() for weight in unet.parameters()]
+    assert list(steps) == []
+    for weight, before, after in zip(unet.parameters(), initial, trained):
+        torch.testing.assert_close(weight.detach(), 0.1 * before + 0.9 * after)
+    assert any(not torch.allclose(before, after) for before, after in zip(initial, trained))
 
 
 def test_the_training_command_trains_styles(tmp_path: Path) -> None:
