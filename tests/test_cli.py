@@ -56,3 +56,28 @@ def test_the_exit_code_reaches_the_shell() -> None:
     run = subprocess.run([sys.executable, "-m", "refiners", "nothing"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    program = (
+        "import sys; from types import ModuleType; from refiners.cli import main\n"
+        "module = sys.modules['refiners.doctor'] = ModuleType('doctor')\n"
+        "module.main = lambda argv: print('x' * 1_000_000) or 0\n"
+        "sys.exit(main(['doctor']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 1
+
+
+def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    module = ModuleType("refiners.demo")
+    module.main = interrupt  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "refiners.demo", module)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "refiners demo: interrupted\n"

@@ -1,5 +1,6 @@
 """The command line: `python -m refiners`."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,11 +23,11 @@ def main(argv: Sequence[str]) -> int:
         argv: The command and its options.
 
     Returns:
-        The exit code: 0 if all went well, 2 after an error that one line explains.
+        The exit code: 0 if all went well, 2 after an error that one line explains, 130 if it was interrupted.
     """
     command, *options = argv or ["--help"]
     if command in COMMANDS:
-        return import_module(f"refiners.{command}").main(options)
+        return _run(command, options)
     if command in ("-h", "--help"):
         print(_help())
         return 0
@@ -36,6 +37,19 @@ def main(argv: Sequence[str]) -> int:
     kind = "option" if command.startswith("-") else "command"
     print(f"refiners: unknown {kind} {command!r}; {_USAGE}", file=sys.stderr)
     return 2
+
+
+def _run(command: str, options: Sequence[str]) -> int:
+    try:
+        code = import_module(f"refiners.{command}").main(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads the output, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        return 1
+    except KeyboardInterrupt:
+        print(f"refiners {command}: interrupted", file=sys.stderr)
+        return 130
 
 
 def _help() -> str:
