@@ -22,14 +22,14 @@ class ContextProvider:
     declare the same name themselves: they own separate values, and what is set above is copied into them (`push`).
     """
 
-    __slots__ = ("_declaring", "_has_caches", "_inherited", "_nested", "children", "last_seen", "own", "parent")
+    __slots__ = ("_declaring", "_has_caches", "_nested", "_visible", "children", "last_seen", "own", "parent")
 
     def __init__(self) -> None:
         self.own: Contexts = {}
         self.last_seen: Contexts = {}  # copies of what was visible in the tree that the node has left
         self.parent: ContextProvider | None = None
         self.children: dict[ContextProvider, None] = {}  # a set that keeps its order
-        self._inherited: Contexts = {}  # cache: name -> the dict that a provider above declares
+        self._visible: Contexts = {}  # what is declared here and, as a cache, above: a read is one lookup in it
         self._declaring: tuple[ContextProvider, ...] | None = None  # cache: those below with names of their own
         self._nested: tuple[tuple[Context, Context], ...] | None = None  # cache: what `push` copies, and from where
         self._has_caches = False  # whether anything here or below was remembered of what is above
@@ -51,16 +51,14 @@ class ContextProvider:
 
     def get_context(self, key: str) -> Any:
         """Return the live dict visible under a name, or `None`."""
-        context = self.own.get(key)
-        if context is None:
-            context = self._inherited.get(key)
+        context = self._visible.get(key)
         if context is None:
             context = self._lookup(key)
         return self._last_seen(key) if context is None else context
 
     def set_context(self, key: str, value: Context) -> None:
         """Declare the dict `value` here under a name, in place of what was declared here before."""
-        self.own[key] = value
+        self.own[key] = self._visible[key] = value
         for child in self.children:
             child._forget()
         self._forget_below()
@@ -139,7 +137,8 @@ class ContextProvider:
         if parent is not None:
             parent.children[self] = None
             parent._forget_below()
-            self._receive(parent)
+            if self.own or self.children:
+                self._receive(parent)
         if seen or self.last_seen:
             kept = {**self.last_seen, **{key: dict(value) for key, value in seen.items()}}
             self.last_seen = {key: value for key, value in kept.items() if self._lookup(key) is None}
@@ -147,18 +146,16 @@ class ContextProvider:
     def _receive(self, parent: ContextProvider) -> None:
         for key, own in self.own.items():
             own.update(parent.get_context(key) or {})
-        self.push()
+        if self.declaring_below():
+            self.push()
 
     def _lookup(self, key: str) -> Context | None:
-        context = self.own.get(key)
-        if context is not None:
-            return context
-        context = self._inherited.get(key)
+        context = self._visible.get(key)
         if context is not None or self.parent is None:
             return context
         context = self.parent._lookup(key)
         if context is not None and not torch.compiler.is_compiling():
-            self._inherited[key] = context
+            self._visible[key] = context
             self._mark_caches()
         return context
 
@@ -181,7 +178,7 @@ class ContextProvider:
         """Drop what is remembered here and below of what is above. Trees that were never called cost nothing."""
         if self._has_caches:
             self._has_caches = False
-            self._inherited = {}
+            self._visible = dict(self.own)
             self._nested = None
             for child in self.children:
                 child._forget()
@@ -199,6 +196,7 @@ class ContextProvider:
     def __setstate__(self, state: dict[str, Contexts]) -> None:
         self.__init__()
         self.own, self.last_seen = state["own"], state["last_seen"]
+        self._visible = dict(self.own)
 
     def __repr__(self) -> str:
         contexts = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from torch import nn
@@ -56,8 +56,11 @@ class Adapter(Generic[T]):
             raise TypeError(f"{type(self).__name__}: target must be a module, got {type(target).__name__}")
         if self.__dict__.get("_modules"):
             raise AssertionError("Call the Chain constructor in the setup_adapter context.")
-        self._target = [target]
-        with target.no_parent_refresh() if isinstance(target, fl.ContextModule) else nullcontext():
+        self.__dict__["_target"] = [target]  # past torch's bookkeeping, like `_is_injected`: sets have a thousand
+        if isinstance(target, fl.ContextModule):
+            with target.no_parent_refresh():
+                yield
+        else:
             yield
 
     def inject(self, parent: fl.Chain | None = None) -> Self:
@@ -89,7 +92,7 @@ class Adapter(Generic[T]):
                 f"{type(self).__name__}: the target {type(target).__name__} does not know its parent: call"
                 " inject(parent) with a chain that holds it"
             )
-        self._is_injected = True
+        self.__dict__["_is_injected"] = True
         return self
 
     def eject(self) -> None:

@@ -201,10 +201,12 @@ class Multiply(Module):
         bias: What is added.
     """
 
+    scale: float | Tensor
+    bias: float
+
     def __init__(self, scale: float | Tensor = 1.0, bias: float = 0.0) -> None:
         super().__init__()
-        self.scale = scale
-        self.bias = bias
+        vars(self).update(scale=scale, bias=bias)  # past torch's bookkeeping: each LoRA has one of these
 
     def forward(self, x: Shaped[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
         scale = self.scale

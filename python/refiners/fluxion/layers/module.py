@@ -180,10 +180,10 @@ class ContextModule(Module):
     def get_parents(self) -> list[Chain]:
         """Return the parent, its parent, and so on up to the root."""
         parents: list[Chain] = []
-        parent = self.parent
-        while parent is not None:
-            parents.append(parent)
-            parent = parent.parent
+        above = self._parent
+        while above:
+            parents.append(above[0])
+            above = above[0]._parent
         return parents
 
     def _set_parent(self, parent: Chain | None) -> None:
@@ -205,8 +205,11 @@ class ContextModule(Module):
 
     def use_context(self, context_name: str) -> Context:
         """Return the live dict visible under a name; raises `AssertionError` if there is none."""
-        provider = self._parent[0]._provider if self._parent else self.provider  # short: read in every call
-        context = provider.get_context(context_name)
+        parent = self._parent
+        provider = parent[0]._provider if parent else self.provider
+        context = provider._visible.get(context_name)  # read in every call: the first lookup of `get_context`, inlined
+        if context is None:
+            context = provider.get_context(context_name)
         if context is None:
             raise AssertionError(f"Context {context_name} not found.")
         return context

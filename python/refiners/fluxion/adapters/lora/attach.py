@@ -45,21 +45,19 @@ class _Slot:
 def _walk_slots(target: fl.Chain, include: list[str] | None, exclude: list[str] | None) -> Iterator[_Slot]:
     """Yield the layers below a chain in the order of `walk`, with an included and without an excluded ancestor."""
     included, excluded = set(include or ()), set(exclude or ())
-
-    def descend(chain: fl.Chain, is_included: bool) -> Iterator[_Slot]:
-        name = type(chain).__name__
-        if isinstance(chain, Lora) or name in excluded:
-            return
-        is_included = is_included or name in included
-        for child in chain:
-            if isinstance(child, fl.Chain):
-                yield from descend(child, is_included)
-            elif is_included and isinstance(child, fl.WeightedModule):
-                yield _Slot(child, chain)
-
     above = {type(chain).__name__ for chain in target.get_parents()}
-    if not above & excluded:
-        yield from descend(target, include is None or bool(above & included))
+    if above & excluded:
+        return
+    to_do: list[tuple[fl.Module, fl.Chain | None, bool]] = [(target, None, include is None or bool(above & included))]
+    while to_do:
+        module, parent, is_included = to_do.pop()
+        if isinstance(module, fl.Chain):
+            name = type(module).__name__
+            if name not in excluded and not isinstance(module, Lora):
+                is_included = is_included or name in included
+                to_do.extend([(child, module, is_included) for child in reversed(module._modules.values())])
+        elif is_included and parent is not None and isinstance(module, fl.WeightedModule):
+            yield _Slot(module, parent)
 
 
 def _shape_of(module: fl.Module) -> Hashable:

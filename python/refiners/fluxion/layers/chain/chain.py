@@ -182,7 +182,10 @@ class Chain(ContextModule):
         return len(self._modules)
 
     def __contains__(self, module: object) -> bool:
-        return any(child is module for child in self._modules.values())
+        for child in self._modules.values():  # noqa: SIM110 (a generator would double the time)
+            if child is module:
+                return True
+        return False
 
     def layer(self, key: str | int | Sequence[str | int], layer_type: type[T] = Module) -> T:
         """Return the layer under a key, an index, or a path of them; `AssertionError` if it is of another type."""

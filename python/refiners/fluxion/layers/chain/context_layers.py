@@ -34,7 +34,8 @@ class UseContext(ContextModule):
 
     def forward(self, *_: Any) -> Any:
         # As `use_context`, without its calls: there are hundreds of these in a step.
-        context = self._parent[0]._provider.get_context(self.context) if self._parent else None
+        parent = self._parent
+        context = parent[0]._provider._visible.get(self.context) if parent else None
         if context is None:
             context = self.use_context(self.context)
         if not context:

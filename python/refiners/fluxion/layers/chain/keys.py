@@ -11,6 +11,8 @@ def generate_unique_names(modules: Iterable[Module]) -> dict[str, Module]:
     """Map keys to modules: `Linear_1`, `ReLU`, `Linear_2` for two linears around an activation."""
     modules = tuple(modules)
     names = [type(module).__name__ for module in modules]
+    if len(set(names)) == len(names):
+        return dict(zip(names, modules))
     total: dict[str, int] = {}
     for name in names:
         total[name] = total.get(name, 0) + 1
