@@ -126,7 +126,7 @@ def test_threads_share_the_cache():
 
 @pytest.fixture
 def block_is_used(monkeypatch, cache):
-    monkeypatch.setattr(lora_block, "_block_is_used", lambda weight: True)
+    monkeypatch.setattr(lora_block.native, "takes_lora_block", lambda dtype, device: True)
     monkeypatch.setattr(lora_block, "lora_block_cache", cache)
 
 

@@ -22,6 +22,13 @@ CASES = [
     ((50,), 600, 70, (9,)),  # more than one block of rows and of depth
     ((100,), 257, 600, (24,)),  # and of columns
     ((13,), 16, 40, (300,)),  # a rank above both sizes
+    ((6,), 1, 1, (1,)),  # the edges again, where the updates are packed
+    ((7,), 33, 17, (3,)),
+    ((9,), 24, 40, (0, 3)),
+    ((1,), 257, 70, (9, 0, 2)),  # and where few rows read them as they lie
+    ((2,), 40, 601, (16, 5, 33)),
+    ((3,), 70, 33, (24,)),
+    ((2, 2), 16, 40, (300,)),
 ]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 

@@ -1,4 +1,3 @@
-import ctypes
 import json
 
 import pytest
@@ -8,7 +7,6 @@ from refiners.ops import lora_linear
 from refiners.ops.library import native
 from refiners.ops.lora_block import make_block
 
-PLANS = ("portable", "update", "library", "block")  # enum LoraLinearPlan
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 BF16_FEATURES = {"avx2": True, "avx512": True, "avx512_bf16": True}
 AMX_FEATURES = {**BF16_FEATURES, "amx_bf16": True}
@@ -24,10 +22,9 @@ def plan(request, needs_native):
     """A plan that this CPU would not choose, forced for one test."""
     if native.isa == "portable":
         pytest.skip("a plan is forced only where there are kernels")
-    functions = ctypes.CDLL(str(native.path))
-    functions.refiners_force_lora_linear_plan(PLANS.index(request.param))
+    native.force_lora_linear_plan(request.param)
     yield request.param
-    functions.refiners_force_lora_linear_plan(-1)
+    native.force_lora_linear_plan(None)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

@@ -47,7 +47,9 @@ inline LoraLinearChoice choose_lora_linear_cuda_plan(Dtype dtype, int64_t adapte
   return {LoraLinearPlan::kLibrary, "no block was given"};
 }
 
-// Tiles of the CPU kernels.
+constexpr int64_t kLoraLinearFewRows = 4;  // up to here the CPU kernels read A and B as they lie
+
+// Tiles of the CPU kernels for more rows.
 struct LoraLinearCpuConfig {
   int64_t row_block = 48;      // rows that pass through both kernels while their d stays in the L1 cache
   int64_t depth_block = 256;   // of x and A at a time: 16 columns of A take 16 KiB

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <memory>
 #include <string>
 
 #include "../../common/kernel_switches.h"
+#include "../../common/scratch.h"
 #include "lora_linear_library.h"
 
 namespace refiners {
@@ -14,9 +14,10 @@ namespace {
 KernelSwitch kernels_on("lora_linear");
 std::atomic<int> forced_plan{-1};
 
-constexpr int64_t kThreadWork = 1 << 17;  // multiplications that are worth another thread
+// Of items that take `work` multiplications each, how many are worth another thread.
+constexpr int64_t thread_grain(int64_t work) { return (1 << 17) / std::max<int64_t>(work, 1) + 1; }
 
-LoraLinearParams make_params(const LoraLinearArguments& a, const Tensor& y, float* packed) {
+LoraLinearParams make_params(const LoraLinearArguments& a, const Tensor& y) {
   LoraLinearParams p{};
   p.dtype = dtype_of(a.x);
   p.rows = a.rows;
@@ -32,7 +33,6 @@ LoraLinearParams make_params(const LoraLinearArguments& a, const Tensor& y, floa
   p.scale = a.scale.const_data_ptr<float>();
   p.scale_count = a.scale_count;
   p.rows_per_scale = a.rows_per_scale;
-  p.packed_down = packed;
   return p;
 }
 
@@ -46,24 +46,41 @@ LoraLinearChoice choose_plan(Dtype dtype, bool has_block) {
   return {plan == LoraLinearPlan::kBlock && !has_block ? LoraLinearPlan::kLibrary : plan, "chosen by the program"};
 }
 
+// Whether the kernels for a few rows can read the updates as they lie.
+bool is_for_few_rows(const LoraLinearParams& p) {
+  return p.rows <= kLoraLinearFewRows && std::all_of(p.adapters, p.adapters + p.adapter_count, [&](const auto& a) {
+           return (a.down_column_stride == 1 || p.in_features == 1) && (a.up_column_stride == 1 || a.rank == 1);
+         });
+}
+
+// y += scale · (x·Aᵀ)·Bᵀ for a few rows.
+void add_update_to_few_rows(const LoraLinearParams& p, const LoraLinearCpuKernels& kernels) {
+  const Scratch d = make_scratch(kernels.few_rows_size(p));
+  torch::stable::parallel_for(0, p.rank, thread_grain(p.rows * p.in_features),
+                              [&](int64_t begin, int64_t end) { kernels.project_few_rows(p, begin, end, d.get()); });
+  torch::stable::parallel_for(0, p.out_features, thread_grain(p.rows * p.rank),
+                              [&](int64_t begin, int64_t end) { kernels.update_few_rows(p, begin, end, d.get()); });
+}
+
 // y += scale · (x·Aᵀ)·Bᵀ by own kernels; threads share the packing, then the rows.
 void add_update(const LoraLinearArguments& a, const Tensor& y, const LoraLinearCpuKernels& kernels) {
-  LoraLinearParams p = make_params(a, y, nullptr);
-  const int64_t down_size = kernels.packed_down_size(p), up_size = kernels.packed_up_size(p);
-  const Tensor packed = torch::stable::new_empty(a.x, {down_size + up_size}, ScalarType::Float);
-  p.packed_down = packed.mutable_data_ptr<float>();
+  LoraLinearParams p = make_params(a, y);
+  if (is_for_few_rows(p)) return add_update_to_few_rows(p, kernels);
+  const int64_t down_size = kernels.packed_down_size(p);
+  const Scratch packed = make_scratch(down_size + kernels.packed_up_size(p));
+  p.packed_down = packed.get();
   p.packed_up = p.packed_down + down_size;
 
   const int64_t groups = (p.out_features + kPackGrain - 1) / kPackGrain;
-  const int64_t pack_grain = kThreadWork / 8 / p.rank + 1;
+  const int64_t pack_grain = thread_grain(8 * p.rank);
   torch::stable::parallel_for(0, p.in_features, pack_grain,
                               [&](int64_t begin, int64_t end) { kernels.pack_down(p, begin, end); });
   torch::stable::parallel_for(0, groups, pack_grain / kPackGrain + 1, [&](int64_t begin, int64_t end) {
     kernels.pack_up(p, begin * kPackGrain, std::min(end * kPackGrain, p.out_features));
   });
-  const int64_t row_grain = kThreadWork / (p.rank * (p.in_features + p.out_features)) + 1;
+  const int64_t row_grain = thread_grain(p.rank * (p.in_features + p.out_features));
   torch::stable::parallel_for(0, p.rows, row_grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> scratch(new float[kernels.scratch_size(p)]);
+    const Scratch scratch = make_scratch(kernels.scratch_size(p));
     kernels.update_rows(p, begin, end, scratch.get());
   });
 }
@@ -77,7 +94,7 @@ Tensor lora_linear_cpu(const Tensor& x, const Tensor& weight, const std::optiona
   flatten_lora_linear_arguments(a);
   const LoraLinearCpuKernels& kernels = *lora_linear_cpu_kernels(cpu_isa());
   const auto pack_rows = [&](const LoraLinearPackRowsParams& p) {
-    const int64_t grain = kThreadWork / (p.in_features + p.rank + 1) + 1;
+    const int64_t grain = thread_grain(p.in_features + p.rank);
     torch::stable::parallel_for(0, p.rows, grain,
                                 [&](int64_t begin, int64_t end) { kernels.pack_rows(p, begin, end); });
   };

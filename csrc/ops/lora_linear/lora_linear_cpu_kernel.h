@@ -62,6 +62,12 @@ struct LoraLinearCpuKernels {
   // For the rows [begin, end): d = scale · x·Aᵀ, then y += d·Bᵀ.
   void (*update_rows)(const LoraLinearParams&, int64_t begin, int64_t end, float* scratch);
 
+  // For all rows, at most kLoraLinearFewRows, where the rows of A and B are contiguous: d into scratch of
+  // few_rows_size floats, for any part of [0, rank), then y for any part of [0, out_features). No packing before.
+  int64_t (*few_rows_size)(const LoraLinearParams&);
+  void (*project_few_rows)(const LoraLinearParams&, int64_t begin, int64_t end, float* d);
+  void (*update_few_rows)(const LoraLinearParams&, int64_t begin, int64_t end, const float* d);
+
   // For the rows [begin, end) of [x | d]: copies x, multiplies d by its scale, writes zeros into the padding.
   void (*pack_rows)(const LoraLinearPackRowsParams&, int64_t begin, int64_t end);
 };

@@ -13,6 +13,7 @@ from refiners.ops.library_file import BuildRecord, UnusableLibraryError, check_r
 from refiners.ops.settings import ISAS, OPERATORS, Settings, read_settings
 
 LIBRARY = torch.library.Library("refiners", "DEF")
+PLANS = ("portable", "update", "library", "block")  # in the order of enum LoraLinearPlan, lora_linear_config.h
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PACKAGE = Path(__file__).parent.parent
 _ADVICE = "Everything works through torch, slower; to build it: pip install . (see CONTRIBUTING.md)."
@@ -41,6 +42,7 @@ class NativeLibrary:
         self.isa = "portable"
         self.isa_reason = "the native library is not loaded"
         self._functions: ctypes.CDLL | None = None
+        self._takes_block: dict[tuple[torch.dtype, torch.device], bool] = {}  # asked in each call of each adapter
         try:
             self._load(package)
         except (UnusableLibraryError, OSError, RuntimeError) as error:
@@ -84,6 +86,7 @@ class NativeLibrary:
         """Let the CPU kernels use an instruction set from now on; False, and nothing changes, where that cannot be."""
         if isa not in ISAS:
             raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {isa}")
+        self._takes_block.clear()
         if self._functions is None:
             return isa == "portable"
         if self._functions.refiners_use_cpu_isa(ISAS.index(isa)):
@@ -93,6 +96,7 @@ class NativeLibrary:
 
     def use_kernels(self, operator: str, enabled: bool) -> None:
         """Switch the kernels of an operator on or off."""
+        self._takes_block.clear()
         if self._functions is not None:
             self._functions.refiners_use_kernels(operator.encode(), int(enabled))
 
@@ -118,6 +122,30 @@ class NativeLibrary:
         text: bytes = self._functions.refiners_explain_lora_linear(dtype.encode(), int(has_block))
         plan, _, reason = text.decode().partition(": ")
         return plan, reason
+
+    def force_lora_linear_plan(self, plan: str | None) -> None:
+        """Let `lora_linear` on the CPU take a plan wherever it can run at all, for tests and measurements.
+
+        Args:
+            plan: One of `PLANS`; `None` gives the choice back.
+        """
+        self._takes_block.clear()
+        if self._functions is not None:
+            self._functions.refiners_force_lora_linear_plan(-1 if plan is None else PLANS.index(plan))
+
+    def takes_lora_block(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether `lora_linear` uses a block on a device."""
+        key = dtype, device
+        known = self._takes_block.get(key)
+        if known is None:
+            if device.type == "cpu":
+                name = str(dtype).removeprefix("torch.")
+                known = self.explain_lora_linear(name, has_block=True)[0] == "block"
+            else:
+                index = device.index or 0
+                known = device.type == "cuda" and self.why_no_cuda_kernels("lora_linear", dtype, index) is None
+            self._takes_block[key] = known
+        return known
 
 
 def _bind(functions: ctypes.CDLL) -> ctypes.CDLL:

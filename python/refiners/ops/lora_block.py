@@ -116,18 +116,14 @@ def prepare_lora_block(
         gradients are recorded for one of the tensors (it would be made anew each step), for tensors without a version
         counter (those made in inference mode, where a change would go unseen), and where it would not fit.
     """
+    if torch.compiler.is_compiling() or not ups or not native.takes_lora_block(weight.dtype, weight.device):
+        return None
     tensors = (weight, *ups)
-    if torch.compiler.is_compiling() or not ups or any(tensor.is_inference() for tensor in tensors):
+    if any(tensor.is_inference() for tensor in tensors):
         return None
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return None
-    return lora_block_cache.get(weight, ups) if _block_is_used(weight) else None
-
-
-def _block_is_used(weight: Tensor) -> bool:
-    if weight.device.type != "cpu":
-        return weight.is_cuda and native.why_no_cuda_kernels("lora_linear", weight.dtype, weight.get_device()) is None
-    return native.explain_lora_linear(str(weight.dtype).removeprefix("torch."), has_block=True)[0] == "block"
+    return lora_block_cache.get(weight, ups)
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:

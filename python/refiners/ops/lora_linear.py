@@ -19,6 +19,7 @@ _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
 _ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor[] downs, Tensor[] ups, Tensor scale, Tensor? block=None)"
 LIBRARY.define(f"lora_linear{_ARGUMENTS} -> Tensor")
 LIBRARY.define(f"_lora_linear_portable{_ARGUMENTS} -> Tensor")  # what a kernel calls that refuses its arguments
+_OPERATOR = torch.ops.refiners.lora_linear.default
 
 
 def lora_linear(
@@ -67,9 +68,9 @@ def lora_linear(
     if torch.compiler.is_compiling() or (
         torch.is_grad_enabled() and any_requires_grad(x, weight, bias, downs, ups, scale)
     ):
-        return torch.ops.refiners.lora_linear.default(x, weight, bias, downs, ups, scale, block)
+        return _OPERATOR(x, weight, bias, downs, ups, scale, block)
     with _BELOW_AUTOGRAD():  # a gradient written in Python costs as much as a small layer, also where none is recorded
-        return torch.ops.refiners.lora_linear.default(x, weight, bias, downs, ups, scale, block)
+        return _OPERATOR(x, weight, bias, downs, ups, scale, block)
 
 
 def _autocast(

@@ -24,5 +24,11 @@ def is_transformed() -> bool:
 
 def is_autocast(x: Tensor) -> bool:
     """Whether autocast changes the dtype of products with `x`. It leaves float64 alone, and knows no meta tensors."""
+    if x.is_meta or x.dtype == torch.float64:
+        return False
     device = x.device.type
-    return x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.is_autocast_enabled(device) if device in ("cpu", "cuda") else _is_autocast_elsewhere(device)
+
+
+def _is_autocast_elsewhere(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

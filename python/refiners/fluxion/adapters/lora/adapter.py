@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, dtype as DType, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch import Tensor, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
-from refiners.fluxion.adapters.lora.lora import LinearLora, Lora
+from refiners.fluxion.adapters.lora.lora import Lora
+from refiners.fluxion.adapters.lora.plain import find_plain_parts
 from refiners.ops import lora_block_cache, lora_linear, prepare_lora_block
 
 
@@ -35,21 +35,21 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         self.__dict__["_scales"] = None  # past torch's bookkeeping: sets have a thousand adapters
 
     def forward(self, *args: Any) -> Any:
-        plain = _plain_parts(self) if len(args) == 1 and isinstance(args[0], Tensor) else None
-        if plain is None or not _fits(plain, args[0]):
+        plain = find_plain_parts(self) if len(args) == 1 and isinstance(args[0], Tensor) else None
+        if plain is None or not plain.fit(args[0]):
             return super().forward(*args)
-        x, weight, scale = args[0], plain.target.weight, self._scale_tensor(plain.scales, args[0])
-        block = prepare_lora_block(weight, plain.ups)
-        return lora_linear(x, weight, plain.target.bias, plain.downs, plain.ups, scale, block)
+        x, (weight, bias, downs, ups, scales) = args[0], plain
+        return lora_linear(x, weight, bias, downs, ups, self._scale_tensor(scales, x), prepare_lora_block(weight, ups))
 
     def eject(self) -> None:
         super().eject()
         lora_block_cache.drop(self.target.weight)
 
     def _scale_tensor(self, scales: list[float | Tensor], x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        if any(isinstance(scale, Tensor) for scale in scales):
-            return _stack_scales(scales, x, dtype)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        for scale in scales:
+            if isinstance(scale, Tensor):
+                return _stack_scales(scales, x, dtype)
         values = tuple(cast("list[float]", scales))
         # A tensor that is kept must be an ordinary one, and is changed in place only where no gradient refers to it.
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor:
@@ -113,64 +113,6 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         if lora is not None:
             lora.ensure_parent.remove(lora)
         return lora
-
-
-class _PlainParts(NamedTuple):
-    """What the operator takes, where the adapter is still what its constructor made of a linear layer."""
-
-    target: fl.Linear
-    downs: list[Tensor]
-    ups: list[Tensor]
-    scales: list[float | Tensor]
-
-
-def _fits(parts: _PlainParts, x: Tensor) -> bool:
-    """Whether the operator computes what the children do: all is of one floating dtype, and nobody looks on."""
-    if x.is_nested or not x.is_floating_point() or _has_any_global_hook():
-        return False
-    if x.dtype == torch.float64 and torch.is_autocast_enabled(x.device.type):
-        return False
-    return all(weight.dtype == x.dtype for weight in (parts.target.weight, *parts.downs, *parts.ups))
-
-
-def _plain_parts(adapter: LoraAdapter) -> _PlainParts | None:
-    if len(adapter._modules) < 2:
-        return None
-    target, *loras = adapter._modules.values()
-    if type(target) is not fl.Linear or target is not adapter.target or _has_hooks(target):
-        return None
-    parts = _PlainParts(target, [], [], [])
-    for lora in loras:
-        if type(lora) is not LinearLora or len(lora._modules) != 3 or _has_hooks(lora):
-            return None
-        down, up, multiply = lora._modules.values()
-        if not (_is_plain_linear(down) and _is_plain_linear(up) and _is_plain_scale(multiply, lora.scale)):
-            return None
-        parts.downs.append(down.weight)
-        parts.ups.append(up.weight)
-        parts.scales.append(lora.scale)
-    return parts
-
-
-def _is_plain_linear(layer: fl.Module) -> bool:
-    return type(layer) is fl.Linear and layer._parameters["bias"] is None and not _has_hooks(layer)
-
-
-def _is_plain_scale(layer: fl.Module, scale: float | Tensor) -> bool:
-    if type(layer) is not fl.Multiply or layer.bias != 0 or _has_hooks(layer):
-        return False
-    return layer.scale is scale or (isinstance(scale, (int, float)) and bool(layer.scale == scale))
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    own = module.__dict__  # read for each layer and call: attributes would cost a microsecond
-    return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own  # replaced, as libraries that move weights around do
-    )
 
 
 def _stack_scales(scales: list[Any], x: Tensor, dtype: DType) -> Tensor:
