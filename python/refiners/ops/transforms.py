@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (unknown to type checkers)
 
 
@@ -24,11 +25,7 @@ def is_transformed() -> bool:
 
 def is_autocast(x: Tensor) -> bool:
     """Whether autocast changes the dtype of products with `x`. It leaves float64 alone, and knows no meta tensors."""
-    if x.is_meta or x.dtype == torch.float64:
+    if not _is_any_autocast_enabled() or x.dtype == torch.float64:
         return False
     device = x.device.type
-    return torch.is_autocast_enabled(device) if device in ("cpu", "cuda") else _is_autocast_elsewhere(device)
-
-
-def _is_autocast_elsewhere(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
