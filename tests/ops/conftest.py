@@ -61,6 +61,31 @@ def lora_linear_reference(x: Any, weight: Any, bias: Any, downs: Any, ups: Any, 
     return y
 
 
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+def relative_error(y: Tensor, expected: Tensor) -> float:
+    """The norm of the error, over that of the result."""
+    return ((y.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def assert_lora_linear_agrees(y: Tensor, inputs: LoraLinearInputs) -> None:
+    """Compare with the formula: in 16 bits the error is that of torch's own functions and a fifth, or one rounding."""
+    expected, dtype = lora_linear_reference(*inputs), inputs.x.dtype
+    assert (y.dtype, y.shape) == (dtype, expected.shape)
+    if dtype in TOLERANCES:
+        tolerance = TOLERANCES[dtype]
+    else:
+        torch_error = relative_error(torch.ops.refiners._lora_linear_portable(*inputs), expected)
+        tolerance = max(1.2 * torch_error, torch.finfo(dtype).eps / 2)
+    assert relative_error(y, expected) <= tolerance
+
+
+@pytest.fixture
+def assert_agrees() -> Callable[[Tensor, LoraLinearInputs], None]:
+    return assert_lora_linear_agrees
+
+
 @pytest.fixture
 def make_inputs() -> Callable[..., LoraLinearInputs]:
     return make_lora_linear_inputs

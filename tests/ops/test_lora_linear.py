@@ -22,6 +22,7 @@ CASES = [
     ((50,), 600, 70, (9,)),  # more than one block of rows and of depth
     ((100,), 257, 600, (24,)),  # and of columns
     ((13,), 16, 40, (300,)),  # a rank above both sizes
+    ((64,), 640, 320, (16, 16)),  # a real one
     ((6,), 1, 1, (1,)),  # the edges again, where the updates are packed
     ((7,), 33, 17, (3,)),
     ((9,), 24, 40, (0, 3)),
@@ -30,36 +31,29 @@ CASES = [
     ((3,), 70, 33, (24,)),
     ((2, 2), 16, 40, (300,)),
 ]
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-def relative_error(y: Tensor, expected: Tensor) -> float:
-    return ((y.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_the_reference_on_each_instruction_set(case, dtype, isa, make_inputs, reference):
+def test_matches_the_reference_on_each_instruction_set(case, dtype, isa, make_inputs, assert_agrees):
     inputs = make_inputs(*case, dtype=dtype)
-    y, expected = lora_linear(*inputs), reference(*inputs)
-    assert y.dtype == dtype
-    assert y.shape == expected.shape
-    assert relative_error(y, expected) <= TOLERANCES[dtype]
+    assert_agrees(lora_linear(*inputs), inputs)
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_the_reference_on_cuda(case, dtype, make_inputs, reference):
+def test_matches_the_reference_on_cuda(case, dtype, make_inputs, assert_agrees):
     inputs = make_inputs(*case, dtype=dtype, device="cuda")
-    assert relative_error(lora_linear(*inputs), reference(*inputs)) <= 2 * TOLERANCES[dtype]
+    assert_agrees(lora_linear(*inputs), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("lead", [0, 1, 2, 3])
-def test_a_scale_may_be_given_per_update_sample_or_row(lead, dtype, isa, device, make_inputs, reference):
+def test_a_scale_may_be_given_per_update_sample_or_row(lead, dtype, isa, device, make_inputs, assert_agrees):
     inputs = make_inputs((3, 4, 5), 24, 20, (4, 6), lead=lead, dtype=dtype, device=device)
-    assert relative_error(lora_linear(*inputs), reference(*inputs)) <= TOLERANCES[dtype]
+    assert_agrees(lora_linear(*inputs), inputs)
 
 
 def test_a_scale_of_zero_switches_an_update_off_for_its_sample_alone(isa, make_inputs):
@@ -75,10 +69,10 @@ def make_single(inputs, update):
 
 
 @pytest.mark.parametrize("scale_dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_a_scale_may_have_another_floating_dtype(scale_dtype, isa, make_inputs, reference):
+def test_a_scale_may_have_another_floating_dtype(scale_dtype, isa, make_inputs, assert_agrees):
     inputs = make_inputs((3, 5), 24, 20, (4,), lead=1)
     inputs = inputs._replace(scale=inputs.scale.to(scale_dtype))
-    assert relative_error(lora_linear(*inputs), reference(*inputs)) <= 1e-6
+    assert_agrees(lora_linear(*inputs), inputs)
 
 
 def strided_copy(t: Tensor) -> Tensor:
@@ -90,16 +84,16 @@ def strided_copy(t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "downs", "ups", "scale"])
-def test_views_of_any_strides_are_taken(name, dtype, isa, make_inputs, reference):
+def test_views_of_any_strides_are_taken(name, dtype, isa, make_inputs, assert_agrees):
     inputs = make_inputs((3, 4), 40, 24, (5, 2), lead=2, dtype=dtype)
     value = getattr(inputs, name)
     views = [strided_copy(t) for t in value] if isinstance(value, list) else strided_copy(value)
     y = lora_linear(*inputs._replace(**{name: views}))
     assert y.is_contiguous()
-    assert relative_error(y, reference(*inputs)) <= TOLERANCES[dtype]
+    assert_agrees(y, inputs)
 
 
-def test_rows_with_a_gap_and_expanded_tensors_are_taken(isa, make_inputs, reference):
+def test_rows_with_a_gap_and_expanded_tensors_are_taken(isa, make_inputs, assert_agrees):
     inputs = make_inputs((6,), 40, 24, (5,), lead=1)
     wide = torch.randn(6, 100)
     cases = [
@@ -108,7 +102,7 @@ def test_rows_with_a_gap_and_expanded_tensors_are_taken(isa, make_inputs, refere
         inputs._replace(scale=torch.tensor([[0.5]]).expand(1, 6)),
     ]
     for case in cases:
-        assert relative_error(lora_linear(*case), reference(*case)) <= 1e-6
+        assert_agrees(lora_linear(*case), case)
 
 
 def test_inputs_stay_as_they_are(isa, make_inputs):
@@ -131,14 +125,6 @@ def test_is_bitwise_the_same_with_any_number_of_threads(dtype, isa, needs_native
         torch.set_num_threads(threads)
     if isa != "portable":
         assert all(torch.equal(results[0], y) for y in results[1:])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_kernels_are_at_least_as_exact_as_the_portable_path(dtype, isa, make_inputs, reference):
-    inputs = make_inputs((64,), 640, 320, (16, 16), dtype=dtype)
-    expected = reference(*inputs)
-    portable = torch.ops.refiners._lora_linear_portable(*inputs)
-    assert relative_error(lora_linear(*inputs), expected) <= 1.2 * relative_error(portable, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
