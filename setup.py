@@ -1,7 +1,8 @@
 """Builds the native part: `refiners._C`, the operators on torch's stable ABI, and `refiners._host`, their host side.
 
-What torch.utils.cpp_extension does not do is done here: flags for each CPU file by its suffix, nvcc with a CPU build of
-torch, an incremental build without ninja. A file of csrc/common or csrc/ops/*/ is built because it is there.
+torch.utils.cpp_extension compiles, with ninja where there is one: then only what changed. What it does not do is done
+here: flags for each CPU file by its suffix, nvcc with any build of torch. A file of csrc/common or csrc/ops/*/ is built
+because it is there.
 
 Variables: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, REFINERS_BUILD_CUDA=0 to build without nvcc, and
 REFINERS_BUILD_NATIVE=0 to leave the native part as it is, built or not.
@@ -19,16 +20,21 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
+import zlib
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
+
+if TYPE_CHECKING or importlib.util.find_spec("torch") is None:  # without it, run() below builds nothing
+    from setuptools.command.build_ext import build_ext as BuildExtension
+else:
+    from torch.utils.cpp_extension import BuildExtension
 
 ROOT = Path(__file__).parent.resolve()
-CSRC = ROOT / "csrc"
+CSRC = Path("csrc")  # relative: an object is named after its source
+HOST_SOURCES = [str(CSRC / "host.cpp"), str(CSRC / "common/cpu_features.cpp")]
 TORCH_MINIMUM = "2.11"
 TORCH_TARGET_VERSION = "0x020b000000000000"  # the same, as the headers want it
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
@@ -36,8 +42,8 @@ GIB_PER_JOB = 4
 NOTE = "_build_note.txt"  # beside the package: why there is no library; read by refiners.ops.library
 
 COMMON_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG"]
-CXX_FLAGS = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-MD"]
-NVCC_FLAGS = ["-Xcompiler=-fPIC,-fvisibility=hidden", "-MD"]
+CXX_FLAGS = [*COMMON_FLAGS, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+NVCC_FLAGS = [*COMMON_FLAGS, "-Xcompiler=-fPIC,-fvisibility=hidden"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 ISA_FLAGS = {
     "avx2": AVX2_FLAGS,
@@ -82,7 +88,9 @@ def find_compiler() -> list[str]:
 
 def find_cuda() -> Cuda | None:
     """Find the toolkit: CUDA_HOME, then nvcc on PATH (maybe a wrapper script, so it is asked), then the usual place."""
-    if os.environ.get("REFINERS_BUILD_CUDA") == "0":
+    import torch
+
+    if os.environ.get("REFINERS_BUILD_CUDA") == "0" or torch.version.hip:  # ROCm calls its GPUs cuda, and nvcc hipcc
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     on_path = shutil.which("nvcc")
@@ -137,26 +145,16 @@ def count_jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), int(free / GIB_PER_JOB)))
 
 
-def is_current(target: Path, command: str) -> bool:
-    """Whether an object was made by this command, after the last change of each file that it depends on."""
-    record, dependencies = target.with_suffix(".cmd"), target.with_suffix(".d")
-    if not (target.exists() and dependencies.exists() and record.exists() and record.read_text() == command):
-        return False
-    names = shlex.split(dependencies.read_text().replace("\\\n", " ").split(":", 1)[1])
-    made = target.stat().st_mtime_ns
-    return all(os.path.exists(name) and os.stat(name).st_mtime_ns <= made for name in names)
-
-
-def compile_one(command: list[str], target: Path) -> None:
-    """Compile an object where it is not current."""
-    text = shlex.join(command)
-    if is_current(target, text):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.with_suffix(".cmd").unlink(missing_ok=True)
-    print(text, flush=True)
-    subprocess.run(command, check=True)
-    target.with_suffix(".cmd").write_text(text)
+def find_sources(with_cuda: bool) -> dict[str, list[str]]:
+    """Give the sources of the operators by the suffix that decides on their flags, those without one under "any"."""
+    sources = [*CSRC.glob("common/*.cpp"), *CSRC.glob("ops/*/*.cpp"), *CSRC.glob("ops/*/*.cu")]
+    groups: dict[str, list[str]] = {}
+    for source in sorted(sources):
+        suffix = source.stem.rsplit("_", 1)[-1]
+        needs_cuda = suffix == "cuda" or source.suffix == ".cu"
+        if (with_cuda or not needs_cuda) and (ON_X86 or suffix not in ISA_FLAGS):
+            groups.setdefault(suffix if suffix in ISA_FLAGS else "any", []).append(str(source))
+    return groups
 
 
 def load_library_file() -> ModuleType:
@@ -168,8 +166,8 @@ def load_library_file() -> ModuleType:
     return module
 
 
-class NativeBuild(build_ext):
-    """Compiles all sources to objects, those that changed only, then links the two extensions."""
+class NativeBuild(BuildExtension):
+    """Compiles the sources, a group for each set of flags, and links the two extensions."""
 
     def run(self) -> None:
         """Build, or say why the package is installed without its native part."""
@@ -185,15 +183,13 @@ class NativeBuild(build_ext):
             self.package_folder().mkdir(parents=True, exist_ok=True)
             (self.package_folder() / NOTE).write_text(message)
             return
-        try:
-            import torch  # noqa: F401 # pyright: ignore[reportUnusedImport]
-        except ImportError:
+        if importlib.util.find_spec("torch") is None:
             raise SystemExit(
                 f"refiners: torch >= {TORCH_MINIMUM} must be installed to build without isolation (its headers are "
                 "needed): pip install torch, or leave --no-build-isolation out"
-            ) from None
+            )
         self.cuda = find_cuda()
-        self.objects = Path(self.build_temp).resolve()
+        self.force = True  # what is current is for ninja to say, and a sealed library is linked again before the seal
         (self.package_folder() / NOTE).unlink(missing_ok=True)
         super().run()
 
@@ -201,16 +197,45 @@ class NativeBuild(build_ext):
         """Give the folder that the libraries go to."""
         return Path(self.get_ext_fullpath("refiners._C")).parent
 
+    def build_extensions(self) -> None:
+        """Choose the compilers and how many run at once, then build the two."""
+        from torch.utils import cpp_extension
+
+        os.environ["MAX_JOBS"] = str(count_jobs())
+        os.environ["CXX"] = cxx = self.compiler_word()
+        if self.cuda:
+            os.environ.setdefault("PYTORCH_NVCC", str(self.cuda.nvcc))  # read with ninja
+            cpp_extension.CUDA_HOME = str(self.cuda.nvcc.parent.parent)  # read without, for bin/nvcc only
+            cpp_extension.COMMON_NVCC_FLAGS = []  # they take the operators of half types away, which CMake leaves
+        # the flags of Python's own build (-g, -fwrapv, run paths) stay out: the library is the same whatever the Python
+        names = ("compiler_cxx", "compiler_so", "compiler_so_cxx", "linker_exe_cxx")
+        self.compiler.set_executables(**dict.fromkeys(names, cxx), linker_so_cxx=f"{cxx} -shared -Wl,-s")
+        super().build_extensions()
+
+    def compiler_word(self) -> str:
+        """Give the compiler as one word, if need be a script: torch >= 2.13 quotes CXX as a whole."""
+        if len(self.compiler_command) == 1:
+            return self.compiler_command[0]
+        script = Path(self.build_temp, "cxx").resolve()
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(self.compiler_command)} "$@"\n')
+        script.chmod(0o755)
+        return str(script)
+
     def build_extension(self, ext: Extension) -> None:
-        """Build one of the two."""
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        """Compile one of the two, each group in a folder of its own, since each has its own ninja file, and link it."""
         record = self.record()
-        if ext.name == "refiners._host":
-            self.link(self.compile_host(record), [], target)
-        else:
-            self.link(self.compile_operators(), self.library_flags(), target)
-            load_library_file().seal(target, record)
+        is_host = ext.name == "refiners._host"
+        groups = {"any": HOST_SOURCES} if is_host else find_sources(with_cuda=self.cuda is not None)
+        objects: list[str] = []
+        for suffix, sources in groups.items():
+            flags = {"cxx": self.cxx_flags(record) + ISA_FLAGS.get(suffix, []), "nvcc": self.nvcc_flags()}
+            objects += self.compiler.compile(sources, f"{self.build_temp}/{ext.name}/{suffix}", extra_postargs=flags)
+        target = self.get_ext_fullpath(ext.name)
+        libraries = [] if is_host else self.library_flags()
+        self.compiler.link_shared_object(objects, target, extra_postargs=libraries, target_lang="c++")
+        if not is_host:
+            load_library_file().seal(Path(target), record)
 
     def record(self) -> dict[str, object]:
         """Give what the library says of its build."""
@@ -229,56 +254,26 @@ class NativeBuild(build_ext):
             "cuda_architectures": self.cuda.architectures if self.cuda else [],
         }
 
-    def defines(self) -> list[str]:
-        """Give the macros that say what is built."""
-        isas = [f"-DREFINERS_{isa.upper()}" for isa in ISA_FLAGS if ON_X86]
-        return [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *isas, *["-DUSE_CUDA"] * bool(self.cuda)]
-
-    def includes(self) -> list[str]:
-        """Give the folders of headers: torch's, and those of the toolkit."""
+    def cxx_flags(self, record: dict[str, object]) -> list[str]:
+        """Give the flags of a C++ file: what is built, the folders of headers, and the record."""
         from torch.utils.cpp_extension import include_paths
 
-        paths = include_paths() + ([str(self.cuda.root / "include")] if self.cuda else [])
-        return [f"-isystem{path}" for path in paths]
+        isas = [f"-DREFINERS_{isa.upper()}" for isa in ISA_FLAGS if ON_X86]
+        macros = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *isas, *["-DUSE_CUDA"] * bool(self.cuda)]
+        folders = include_paths() + ([str(self.cuda.root / "include")] if self.cuda else [])
+        # read by host.cpp, given to all: ninja watches no header of torch, but the command, which names its version
+        literal = json.dumps(json.dumps(record))
+        return [*CXX_FLAGS, *macros, *(f"-isystem{path}" for path in folders), f"-DREFINERS_BUILD_RECORD={literal}"]
 
-    def compile_operators(self) -> list[Path]:
-        """Compile csrc/common and csrc/ops."""
-        sources = [*sorted(CSRC.glob("common/*.cpp")), *sorted(CSRC.glob("ops/*/*.cpp"))]
-        if self.cuda:
-            sources += sorted(CSRC.glob("ops/*/*.cu"))
-        steps: list[tuple[list[str], Path]] = []
-        for source in sources:
-            suffix = source.stem.rsplit("_", 1)[-1]
-            if (suffix in ISA_FLAGS and not ON_X86) or (suffix == "cuda" and not self.cuda):
-                continue
-            steps.append(self.step(source, ISA_FLAGS.get(suffix, [])))
-        with ThreadPoolExecutor(count_jobs()) as pool:
-            list(pool.map(compile_one, *zip(*steps, strict=True)))
-        return [target for _, target in steps]
-
-    def step(self, source: Path, flags: list[str]) -> tuple[list[str], Path]:
-        """Give the command for a source, and its object."""
-        target = self.objects / source.relative_to(CSRC).with_suffix(f"{source.suffix}.o")
-        if source.suffix == ".cu":
-            assert self.cuda
-            codes = [flag for architecture in self.cuda.architectures for flag in gencode(architecture)]
-            command = [str(self.cuda.nvcc), *COMMON_FLAGS, *NVCC_FLAGS, *codes, "-ccbin", self.compiler_command[-1]]
-        else:
-            command = [*self.compiler_command, *COMMON_FLAGS, *CXX_FLAGS, *self.defines(), *self.includes(), *flags]
-        return [*command, "-MF", str(target.with_suffix(".d")), "-c", str(source), "-o", str(target)], target
-
-    def compile_host(self, record: dict[str, object]) -> list[Path]:
-        """Compile csrc/host.cpp and what it needs."""
-        header = self.objects / "build_record.h"
-        text = f'#define REFINERS_BUILD_RECORD R"json({json.dumps(record)})json"\n'
-        header.parent.mkdir(parents=True, exist_ok=True)
-        if not header.exists() or header.read_text() != text:
-            header.write_text(text)
-        python = [f"-isystem{sysconfig.get_path('include')}", "-include", str(header)]
-        steps = [self.step(CSRC / "host.cpp", python), self.step(CSRC / "common/cpu_features.cpp", [])]
-        for command, target in steps:
-            compile_one(command, target)
-        return [target for _, target in steps]
+    def nvcc_flags(self) -> list[str]:
+        """Give the flags of a CUDA file."""
+        if not self.cuda:
+            return []
+        codes = [flag for architecture in self.cuda.architectures for flag in gencode(architecture)]
+        # a macro that nobody reads: with a CPU build of torch, ninja is not told which headers a .cu includes
+        headers = b"".join(path.read_bytes() for path in sorted(CSRC.rglob("*.*h")))
+        watched = f"-DREFINERS_HEADERS={zlib.crc32(headers + self.cuda.version.encode())}"
+        return [*NVCC_FLAGS, *codes, "-ccbin", self.compiler_command[-1], watched]
 
     def library_flags(self) -> list[str]:
         """Give the libraries that the operators link: torch for the CPU in any case, and the CUDA runtime, static."""
@@ -290,13 +285,9 @@ class NativeBuild(build_ext):
             flags += [*(f"-L{folder}" for folder in folders), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         return flags
 
-    def link(self, objects: list[Path], flags: list[str], target: Path) -> None:
-        """Link a shared library."""
-        command = [*self.compiler_command, "-shared", "-Wl,-s", *map(str, objects), *flags, "-o", str(target)]
-        subprocess.run(command, check=True)
-
 
 if __name__ == "__main__":
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, of an environment that is not activated
     setup(
         ext_modules=[Extension("refiners._C", [], py_limited_api=True), Extension("refiners._host", [])],
         cmdclass={"build_ext": NativeBuild},

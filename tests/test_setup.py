@@ -63,6 +63,11 @@ def test_cuda_can_be_left_out(builder, monkeypatch):
     assert builder.find_cuda() is None
 
 
+def test_a_torch_for_rocm_gets_no_cuda(builder, monkeypatch):
+    monkeypatch.setattr("torch.version.hip", "6.4")
+    assert builder.find_cuda() is None
+
+
 def test_a_folder_without_toolkit_is_not_cuda(builder, monkeypatch, tmp_path, capsys):
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
@@ -112,33 +117,89 @@ def test_jobs_are_bounded_by_memory_and_by_request(builder, monkeypatch):
     assert builder.count_jobs() == 5
 
 
-def test_an_object_is_compiled_again_only_after_a_change(builder, tmp_path):
-    source, header, target = tmp_path / "a.cpp", tmp_path / "a.h", tmp_path / "a.o"
-    source.touch()
-    header.touch()
-    script = f"echo 'x: {source} \\\n {header}' > {tmp_path}/a.d; touch {target}; echo >> {tmp_path}/log"
+def write_sources(folder):
+    for name in ["common/cpu_features.cpp", "ops/op/op_cpu.cpp", "ops/op/op_avx2.cpp", "ops/op/op_avx512.cpp"]:
+        path = folder / "csrc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"int {path.stem}() {{ return 0; }}\n")
 
-    def compile_count(text: str = script) -> int:
-        builder.compile_one(["sh", "-c", text], target)
-        return len((tmp_path / "log").read_text())
 
-    def change(path: Path) -> None:
-        later = time.time() + 10
-        os.utime(path, (later, later))
+@pytest.mark.parametrize("on_x86", [True, False])
+@pytest.mark.parametrize("with_cuda", [True, False])
+def test_sources_follow_from_what_is_there(with_cuda, on_x86, builder, monkeypatch, tmp_path):
+    write_sources(tmp_path)
+    for name in ["op_cuda.cpp", "op_kernel.cu"]:
+        (tmp_path / "csrc/ops/op" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(builder, "ON_X86", on_x86)
+    cuda = ["csrc/ops/op/op_cuda.cpp", "csrc/ops/op/op_kernel.cu"] * with_cuda
+    isas = {name: [f"csrc/ops/op/op_{name}.cpp"] for name in ("avx2", "avx512")} if on_x86 else {}
+    expected = {"any": ["csrc/common/cpu_features.cpp", "csrc/ops/op/op_cpu.cpp", *cuda], **isas}
+    assert builder.find_sources(with_cuda) == expected
 
-    assert compile_count() == 1
-    assert compile_count() == 1
-    change(header)
-    assert compile_count() == 2
-    change(target)
-    assert compile_count() == 2
-    assert compile_count(script + "; true") == 3
+
+def make_build(builder, cuda=None):
+    build = builder.NativeBuild(Distribution())
+    build.ensure_finalized()
+    build.compiler_command, build.cuda = ["c++"], cuda
+    return build
 
 
 @pytest.mark.parametrize("with_cuda", [True, False])
 def test_headers_and_macros_follow_from_what_is_there(with_cuda, builder):
-    build = builder.NativeBuild(Distribution())
-    build.cuda = builder.Cuda(Path("/cuda/bin/nvcc"), Path("/cuda"), "12.4", ["8.0"]) if with_cuda else None
-    assert ("-isystem/cuda/include" in build.includes()) == with_cuda
-    assert ("-DUSE_CUDA" in build.defines()) == with_cuda
+    cuda = builder.Cuda(Path("/cuda/bin/nvcc"), Path("/cuda"), "12.4", ["8.0"]) if with_cuda else None
+    build = make_build(builder, cuda)
+    assert ("-isystem/cuda/include" in build.cxx_flags({})) == with_cuda
+    assert ("-DUSE_CUDA" in build.cxx_flags({})) == with_cuda
     assert ("-lcudart_static" in build.library_flags()) == with_cuda
+    assert ("-gencode=arch=compute_80,code=sm_80" in build.nvcc_flags()) == with_cuda
+
+
+def test_a_change_of_a_header_changes_the_command_of_nvcc(builder, monkeypatch, tmp_path):
+    build = make_build(builder, builder.Cuda(Path("/cuda/bin/nvcc"), Path("/cuda"), "12.4", ["8.0"]))
+    monkeypatch.chdir(tmp_path)
+    write_sources(tmp_path)
+    header = tmp_path / "csrc/common/load.cuh"
+    header.touch()
+    before = build.nvcc_flags()
+    assert build.nvcc_flags() == before
+    header.write_text("// changed")
+    assert build.nvcc_flags() != before
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="there is no compiler")
+@pytest.mark.skipif(not shutil.which("ninja"), reason="there is no ninja")
+@pytest.mark.parametrize("command", [["c++"], ["env", "c++"]], ids=["compiler", "launcher and compiler"])
+def test_only_what_changed_is_compiled_again(command, builder, monkeypatch, tmp_path):
+    write_sources(tmp_path)
+    (tmp_path / "csrc/host.cpp").write_text("const char* record = REFINERS_BUILD_RECORD;\n")
+    header = tmp_path / "csrc/common/header.h"
+    header.touch()
+    with (tmp_path / "csrc/ops/op/op_cpu.cpp").open("a") as file:
+        file.write('#include "../../common/header.h"\n')
+    monkeypatch.chdir(tmp_path)
+    for name in ("CXX", "MAX_JOBS"):
+        monkeypatch.setenv(name, "")  # so that what the build sets is undone
+    monkeypatch.setenv("REFINERS_BUILD_CUDA", "0")
+    monkeypatch.setattr(builder, "find_compiler", lambda: command)
+
+    def compiled() -> set[str]:
+        extensions = [
+            builder.Extension("refiners._C", [], py_limited_api=True),
+            builder.Extension("refiners._host", []),
+        ]
+        build = builder.NativeBuild(Distribution({"name": "refiners", "version": "1.0", "ext_modules": extensions}))
+        build.ensure_finalized()
+        started = time.time_ns()
+        build.run()
+        assert {path.name.partition(".")[0] for path in Path(build.build_lib).rglob("*.so")} == {"_C", "_host"}
+        objects = Path(build.build_temp).rglob("*.o")
+        return {path.stem for path in objects if path.stat().st_mtime_ns >= started}
+
+    everything = {"cpu_features", "op_cpu", "host", *(["op_avx2", "op_avx512"] if builder.ON_X86 else [])}
+    assert compiled() == everything
+    assert compiled() == set()
+    header.write_text("// changed")
+    assert compiled() == {"op_cpu"}
+    monkeypatch.setattr(builder, "CXX_FLAGS", [*builder.CXX_FLAGS, "-DANOTHER"])
+    assert compiled() == everything
