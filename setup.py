@@ -205,7 +205,7 @@ class NativeBuild(BuildExtension):
         os.environ["CXX"] = cxx = self.compiler_word()
         if self.cuda:
             os.environ.setdefault("PYTORCH_NVCC", str(self.cuda.nvcc))  # read with ninja
-            cpp_extension.CUDA_HOME = str(self.cuda.nvcc.parent.parent)  # read without, for bin/nvcc only
+            cpp_extension.CUDA_HOME = str(self.cuda.root)  # read without, for bin/nvcc only
             cpp_extension.COMMON_NVCC_FLAGS = []  # they take the operators of half types away, which CMake leaves
         # the flags of Python's own build (-g, -fwrapv, run paths) stay out: the library is the same whatever the Python
         names = ("compiler_cxx", "compiler_so", "compiler_so_cxx", "linker_exe_cxx")
@@ -227,10 +227,13 @@ class NativeBuild(BuildExtension):
         record = self.record()
         is_host = ext.name == "refiners._host"
         groups = {"any": HOST_SOURCES} if is_host else find_sources(with_cuda=self.cuda is not None)
+        # pybind11 is beyond the stable ABI: the one of torch 2.11 refuses the macro
+        macros = [] if is_host else [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
         objects: list[str] = []
         for suffix, sources in groups.items():
             flags = {"cxx": self.cxx_flags(record) + ISA_FLAGS.get(suffix, []), "nvcc": self.nvcc_flags()}
-            objects += self.compiler.compile(sources, f"{self.build_temp}/{ext.name}/{suffix}", extra_postargs=flags)
+            folder = f"{self.build_temp}/{ext.name}/{suffix}"
+            objects += self.compiler.compile(sources, folder, macros, extra_postargs=flags)
         target = self.get_ext_fullpath(ext.name)
         libraries = [] if is_host else self.library_flags()
         self.compiler.link_shared_object(objects, target, extra_postargs=libraries, target_lang="c++")
@@ -258,8 +261,7 @@ class NativeBuild(BuildExtension):
         """Give the flags of a C++ file: what is built, the folders of headers, and the record."""
         from torch.utils.cpp_extension import include_paths
 
-        isas = [f"-DREFINERS_{isa.upper()}" for isa in ISA_FLAGS if ON_X86]
-        macros = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *isas, *["-DUSE_CUDA"] * bool(self.cuda)]
+        macros = [f"-DREFINERS_{isa.upper()}" for isa in ISA_FLAGS if ON_X86] + ["-DUSE_CUDA"] * bool(self.cuda)
         folders = include_paths() + ([str(self.cuda.root / "include")] if self.cuda else [])
         # read by host.cpp, given to all: ninja watches no header of torch, but the command, which names its version
         literal = json.dumps(json.dumps(record))

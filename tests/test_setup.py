@@ -172,7 +172,7 @@ def test_a_change_of_a_header_changes_the_command_of_nvcc(builder, monkeypatch, 
 @pytest.mark.parametrize("command", [["c++"], ["env", "c++"]], ids=["compiler", "launcher and compiler"])
 def test_only_what_changed_is_compiled_again(command, builder, monkeypatch, tmp_path):
     write_sources(tmp_path)
-    (tmp_path / "csrc/host.cpp").write_text("const char* record = REFINERS_BUILD_RECORD;\n")
+    (tmp_path / "csrc/host.cpp").write_text("const char* record = REFINERS_BUILD_RECORD;\nint TORCH_TARGET_VERSION;\n")
     header = tmp_path / "csrc/common/header.h"
     header.touch()
     with (tmp_path / "csrc/ops/op/op_cpu.cpp").open("a") as file:
