@@ -23,6 +23,10 @@ __attribute__((weak)) AOTITorchError aoti_torch_cuda_addmm_out(AtenTensorHandle 
 }
 #endif
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // its name in torch 2.11
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace refiners {
 
 using torch::headeronly::ScalarType;
