@@ -69,15 +69,24 @@ def relative_error(y: Tensor, expected: Tensor) -> float:
     return ((y.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
+def lora_linear_by_torch(x: Any, weight: Any, bias: Any, downs: Any, ups: Any, scale: Any) -> Tensor:
+    """What a user would write, in the dtype of the inputs."""
+    y = torch.nn.functional.linear(x, weight, bias)
+    for multiplier, down, up in zip(scale.to(x.dtype), downs, ups, strict=True):
+        per_row = multiplier.reshape(multiplier.shape + (1,) * (x.dim() - multiplier.dim()))
+        y = y + per_row * torch.nn.functional.linear(torch.nn.functional.linear(x, down), up)
+    return y
+
+
 def assert_lora_linear_agrees(y: Tensor, inputs: LoraLinearInputs) -> None:
-    """Compare with the formula: in 16 bits the error is that of torch's own functions and a fifth, or one rounding."""
+    """Compare with the formula: in 16 bits the error is that of torch's own functions and a fifth."""
     expected, dtype = lora_linear_reference(*inputs), inputs.x.dtype
     assert (y.dtype, y.shape) == (dtype, expected.shape)
     if dtype in TOLERANCES:
         tolerance = TOLERANCES[dtype]
     else:
-        torch_error = relative_error(torch.ops.refiners._lora_linear_portable(*inputs), expected)
-        tolerance = max(1.2 * torch_error, torch.finfo(dtype).eps / 2)
+        one_rounding = torch.finfo(dtype).eps / 2 if y.numel() < 1000 else 0.0  # of a few elements, by bad luck
+        tolerance = max(1.2 * relative_error(lora_linear_by_torch(*inputs), expected), one_rounding)
     assert relative_error(y, expected) <= tolerance
 
 

@@ -29,7 +29,8 @@ class ContextProvider:
         self.last_seen: Contexts = {}  # copies of what was visible in the tree that the node has left
         self.parent: ContextProvider | None = None
         self.children: dict[ContextProvider, None] = {}  # a set that keeps its order
-        self._visible: Contexts = {}  # what is declared here and, as a cache, above: a read is one lookup in it
+        # What is declared here and, as a cache, above: a read is one lookup in it. At a root the same dict as `own`.
+        self._visible: Contexts = self.own
         self._declaring: tuple[ContextProvider, ...] | None = None  # cache: those below with names of their own
         self._nested: tuple[tuple[Context, Context], ...] | None = None  # cache: what `push` copies, and from where
         self._has_caches = False  # whether anything here or below was remembered of what is above
@@ -134,14 +135,15 @@ class ContextProvider:
             self.parent._forget_below()
         self._forget()
         self.parent = parent
+        self._visible = self.own if parent is None else dict(self.own)
         if parent is not None:
             parent.children[self] = None
             parent._forget_below()
-            if self.own or self.children:
-                self._receive(parent)
         if seen or self.last_seen:
             kept = {**self.last_seen, **{key: dict(value) for key, value in seen.items()}}
             self.last_seen = {key: value for key, value in kept.items() if self._lookup(key) is None}
+        if parent is not None and (self.own or self.children):
+            self._receive(parent)
 
     def _receive(self, parent: ContextProvider) -> None:
         for key, own in self.own.items():
@@ -178,7 +180,7 @@ class ContextProvider:
         """Drop what is remembered here and below of what is above. Trees that were never called cost nothing."""
         if self._has_caches:
             self._has_caches = False
-            self._visible = dict(self.own)
+            self._visible = self.own if self.parent is None else dict(self.own)
             self._nested = None
             for child in self.children:
                 child._forget()
@@ -196,7 +198,7 @@ class ContextProvider:
     def __setstate__(self, state: dict[str, Contexts]) -> None:
         self.__init__()
         self.own, self.last_seen = state["own"], state["last_seen"]
-        self._visible = dict(self.own)
+        self._visible = self.own
 
     def __repr__(self) -> str:
         contexts = {

@@ -66,15 +66,18 @@ class LoraBlockCache:
 
     def get(self, weight: Tensor, ups: Sequence[Tensor]) -> Tensor | None:
         """Give the block of these tensors, made now if need be; None where it would exceed the limit."""
+        stream = 0
+        if weight.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return None  # a replay would read the block after a change of the weights, or after it was dropped
+            stream = torch.cuda.current_stream(weight.device).cuda_stream  # no other waits for what is queued on it
         tensors = (weight, *ups)
-        key, state = tuple(id(tensor) for tensor in tensors), tuple(_state(tensor) for tensor in tensors)
+        key, state = (*map(id, tensors), stream), tuple(_state(tensor) for tensor in tensors)
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None and entry.state == state:
                 return entry.block
             self._drop(key)
-            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
-                return None  # the graph would own what is made now
             size = weight.shape[0] * (weight.shape[1] + padded_rank(ups)) * weight.element_size()
             if self._bytes[weight.device] + size > self.limit(weight.device):
                 return None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled  # one call, for the most frequent answer
+_SEEN = ("cpu", "cuda", "xpu")  # the devices that it knows of
 _functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (unknown to type checkers)
 
 
@@ -25,7 +26,7 @@ def is_transformed() -> bool:
 
 def is_autocast(x: Tensor) -> bool:
     """Whether autocast changes the dtype of products with `x`. It leaves float64 alone, and knows no meta tensors."""
-    if not _is_any_autocast_enabled() or x.dtype == torch.float64:
-        return False
     device = x.device.type
+    if x.dtype == torch.float64 or (device in _SEEN and not _is_any_autocast_enabled()):
+        return False
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

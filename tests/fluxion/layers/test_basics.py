@@ -227,3 +227,9 @@ def test_leaves_of_several_arguments_compile_into_one_graph(in_one_graph: Compil
     chain = fl.Chain(fl.Parallel(fl.GetArg(1), fl.Lambda(lambda x, y: (2, 2))), fl.Unflatten(1))
     x, y = torch.randn(3), torch.randn(3, 4)
     assert torch.equal(in_one_graph(chain, x, y), y.reshape(3, 2, 2))
+
+
+def test_a_learnable_factor_is_a_parameter() -> None:
+    layer = fl.Multiply(torch.nn.Parameter(torch.tensor(0.5)))
+    assert list(layer.state_dict()) == ["scale"]
+    assert layer.to(torch.float64)(torch.ones(2, dtype=torch.float64)).dtype == torch.float64

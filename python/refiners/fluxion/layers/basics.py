@@ -206,7 +206,8 @@ class Multiply(Module):
 
     def __init__(self, scale: float | Tensor = 1.0, bias: float = 0.0) -> None:
         super().__init__()
-        vars(self).update(scale=scale, bias=bias)  # past torch's bookkeeping: each LoRA has one of these
+        self.scale = scale
+        self.bias = bias
 
     def forward(self, x: Shaped[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
         scale = self.scale

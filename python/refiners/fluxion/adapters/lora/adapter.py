@@ -13,6 +13,7 @@ from refiners.fluxion.adapters.adapter import Adapter
 from refiners.fluxion.adapters.lora.lora import Lora
 from refiners.fluxion.adapters.lora.plain import find_plain_parts
 from refiners.ops import lora_block_cache, lora_linear, prepare_lora_block
+from refiners.ops.transforms import is_transformed
 
 
 class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
@@ -52,7 +53,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
                 return _stack_scales(scales, x, dtype)
         values = tuple(cast("list[float]", scales))
         # A tensor that is kept must be an ordinary one, and is changed in place only where no gradient refers to it.
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor or is_transformed():
             return torch.tensor(values, device=x.device, dtype=dtype)
         kept = self._scales
         if kept is not None and kept[0] == values and kept[1].device == x.device and kept[1].dtype == dtype:
@@ -64,6 +65,10 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             if type(tensor) is Tensor:
                 self.__dict__["_scales"] = values, tensor
         return tensor
+
+    def _post_structural_copy(self, source: Adapter[fl.WeightedModule]) -> None:
+        super()._post_structural_copy(source)
+        self.__dict__["_scales"] = None  # each copy has scales of its own
 
     @property
     def lora_layers(self) -> Iterator[Lora[Any]]:

@@ -207,7 +207,7 @@ class LinearLora(Lora[fl.Linear]):
         vars(lora).update(
             in_features=down.shape[1], out_features=up.shape[0], name=name, _rank=down.shape[0], _scale=1.0
         )
-        fl.Chain.__init__(lora, *layers, fl.Multiply(1.0))
+        fl.Chain.__init__(lora, *layers, _multiply())
         return lora
 
     def lora_layers(
@@ -317,6 +317,14 @@ def _check_weights(down: Tensor, up: Tensor, ndim: int) -> None:
         raise AssertionError(f"down and up must have {ndim} dimensions, got {down.ndim} and {up.ndim}")
     if down.shape[0] != up.shape[1]:
         raise AssertionError(f"Rank mismatch: down rank={down.shape[0]} and up rank={up.shape[1]}")
+
+
+def _multiply() -> fl.Multiply:
+    """Make a multiplication by 1, past the bookkeeping of torch."""
+    layer = fl.Multiply.__new__(fl.Multiply)
+    fl.Module.__init__(layer)
+    vars(layer).update(scale=1.0, bias=0.0)
+    return layer
 
 
 def _linear(weight: Tensor) -> fl.Linear:
