@@ -10,7 +10,7 @@ set(REFINERS_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(REFINERS_FLAGS_avx512 ${REFINERS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # GCC's own AVX512 header initializes a variable with itself, on purpose (GCC bug 105593).
-  list(APPEND REFINERS_FLAGS_avx512 -Wno-maybe-uninitialized)
+  list(APPEND REFINERS_FLAGS_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

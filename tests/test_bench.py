@@ -213,7 +213,8 @@ def test_the_cpp_benchmark_has_the_schemas_of_the_operators() -> None:
     defined = [
         "".join(re.findall(r'"(.*?)"', call)) for call in re.findall(r"library\.def\((.*?)\);", source, re.DOTALL)
     ]
-    operators = (torch.ops.refiners.lora_linear, torch.ops.refiners._lora_linear_portable)
+    ops = torch.ops.refiners
+    operators = (ops.linear, ops.lora_linear, ops._lora_linear_portable)
     assert [f"refiners::{schema}" for schema in defined] == [str(operator.default._schema) for operator in operators]
 
 

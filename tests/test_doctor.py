@@ -6,7 +6,7 @@ import torch
 
 from refiners import doctor
 from refiners.ops.library import NativeLibrary, NativeLibraryWarning, native
-from refiners.ops.settings import Settings
+from refiners.ops.settings import OPERATORS, Settings
 
 
 def report_of(capsys, *argv: str) -> str:
@@ -57,7 +57,7 @@ def test_a_damaged_library_is_reported_with_its_file(monkeypatch, tmp_path, caps
 
 
 def test_disabled_operators_are_reported(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(doctor, "native", NativeLibrary(tmp_path, Settings(disabled=frozenset({"lora_linear"}))))
+    monkeypatch.setattr(doctor, "native", NativeLibrary(tmp_path, Settings(disabled=frozenset(OPERATORS))))
     path = json.loads(report_of(capsys, "--json"))["operators"]["lora_linear"]["cpu float32"]
     assert path == "portable: REFINERS_DISABLE_NATIVE names every operator"
 

@@ -51,6 +51,7 @@ Tensor portable(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, 
 }
 
 TORCH_LIBRARY_FRAGMENT(refiners, library) {
+  library.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
   library.def(
       "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor[] downs, Tensor[] ups, Tensor scale, "
       "Tensor? block=None) -> Tensor");

@@ -20,9 +20,9 @@ def overhead(case: dict[str, Any], candidate: str) -> float:
 
 
 def choose_cases(report: dict[str, Any], model: str, dtype: str, rank: int) -> list[dict[str, Any]]:
-    """Give the layers that more than a few rows go through, the most frequent shapes first."""
-    wanted = {"model": model, "dtype": dtype, "rank": rank}
-    cases = [case for case in report["cases"] if wanted.items() <= case.items() and case["rows"] > 4]
+    """Give the layers, the most frequent shapes first."""
+    wanted = {"model": model, "dtype": dtype, "rank": rank, "device": "cpu"}
+    cases = [case for case in report["cases"] if wanted.items() <= case.items()]
     if not cases:
         raise SystemExit(f"plot.py: there is no case of {wanted} in the report")
     return sorted(cases, key=lambda case: -case["count"])

@@ -40,7 +40,10 @@ def report() -> dict[str, Any]:
         "devices": _devices(),
         "native library": _library(native),
         "host module": {"loaded": host is not None, "problem": host_problem},
-        "operators": {"lora_linear": _lora_linear(native)},
+        "operators": {
+            **{name: _on_cpu(native, name) for name in ("geglu", "group_norm", "linear")},
+            "lora_linear": _lora_linear(native),
+        },
         "block cache": {
             "blocks": len(lora_block_cache),
             "MiB": lora_block_cache.bytes / 2**20,
@@ -110,6 +113,16 @@ def _lora_linear(library: NativeLibrary) -> dict[str, str]:
             paths[f"cpu {name}, with a block"] = _path(plan_with_block, library.isa, reason)
         paths[f"cuda {name}"] = _cuda_path(library, dtype)
     paths["other devices"] = "portable: there are kernels for the CPU and CUDA only"
+    return paths
+
+
+def _on_cpu(library: NativeLibrary, operator: str) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    for dtype in _DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        plan, reason = library.explain(operator, name)
+        paths[f"cpu {name}"] = _path(plan, library.isa, reason)
+    paths["other devices"] = "portable: there are kernels for the CPU only"
     return paths
 
 

@@ -12,7 +12,7 @@ import torch
 
 from refiners.ops.library import PACKAGE, NativeLibrary, NativeLibraryWarning, native
 from refiners.ops.library_file import INTERFACE, MAGIC, UnusableLibraryError, read_record, seal
-from refiners.ops.settings import Settings
+from refiners.ops.settings import OPERATORS, Settings
 
 RECORD = {
     "version": "1.2.3",
@@ -140,13 +140,13 @@ def test_a_state_without_library_answers_all_questions(tmp_path):
 
 
 def test_disabling_every_operator_loads_nothing_and_warns_of_nothing(tmp_path):
-    state = NativeLibrary(tmp_path, Settings(disabled=frozenset({"lora_linear"})))
+    state = NativeLibrary(tmp_path, Settings(disabled=frozenset(OPERATORS)))
     assert not state.loaded
     assert state.problem == "REFINERS_DISABLE_NATIVE names every operator"
 
 
 def test_a_setting_that_is_not_understood_warns(tmp_path):
-    everything = frozenset({"lora_linear"})
+    everything = frozenset(OPERATORS)
     _, message = load(tmp_path, Settings(disabled=everything, problems=("REFINERS_CPU_ISA: choose from x; got y",)))
     assert message == "REFINERS_CPU_ISA: choose from x; got y. It is ignored."
 
@@ -209,3 +209,27 @@ def test_the_portable_path_is_forced_without_a_warning(tmp_path, needs_native):
     said, errors = run_copy(tmp_path, native.path, "-W", "error", REFINERS_CPU_ISA="portable")
     assert said == [True, "portable", "REFINERS_CPU_ISA=portable", True]
     assert not errors
+
+
+def test_the_choices_follow_the_switches(needs_native):
+    if native.isa == "portable":
+        pytest.skip("there are no kernels to choose")
+    isa, reason = native.isa, native.isa_reason
+    try:
+        assert native.has_kernel("geglu", torch.float32)
+        native.use_kernels("geglu", False)
+        assert not native.has_kernel("geglu", torch.float32)
+        native.use_kernels("geglu", True)
+        assert native.use_isa("portable")
+        assert not native.has_kernel("geglu", torch.float32)
+    finally:
+        native.use_kernels("geglu", True)
+        native.use_isa(isa)
+        native.isa_reason = reason
+    assert native.has_kernel("geglu", torch.float32)
+    cpu = torch.device("cpu")
+    native.force_lora_linear_plan("block")
+    assert native.takes_lora_block(torch.float32, cpu)
+    native.force_lora_linear_plan("update")
+    assert not native.takes_lora_block(torch.float32, cpu)
+    native.force_lora_linear_plan(None)

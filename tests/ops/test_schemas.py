@@ -4,7 +4,16 @@ import refiners.ops  # noqa: F401
 
 # Raise refiners.ops.library_file.INTERFACE when one of them changes: a library built before must not be called.
 ARGUMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor[] downs, Tensor[] ups, Tensor scale, Tensor? block=None)"
+GROUP_NORM = (
+    "(Tensor x, int groups, Tensor? weight=None, Tensor? bias=None, Tensor? add=None,"
+    " float eps=1.0000000000000001e-05, bool silu=False)"
+)
 SCHEMAS = {
+    "group_norm": f"refiners::group_norm{GROUP_NORM} -> Tensor",
+    "_group_norm_portable": f"refiners::_group_norm_portable{GROUP_NORM} -> Tensor",
+    "_geglu_portable": "refiners::_geglu_portable(Tensor x, bool tanh=False) -> Tensor",
+    "geglu": "refiners::geglu(Tensor x, bool tanh=False) -> Tensor",
+    "linear": "refiners::linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
     "lora_linear": f"refiners::lora_linear{ARGUMENTS} -> Tensor",
     "_lora_linear_portable": f"refiners::_lora_linear_portable{ARGUMENTS} -> Tensor",
 }

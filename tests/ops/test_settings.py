@@ -1,21 +1,28 @@
 import pytest
 
-from refiners.ops.settings import Settings, read_settings
+from refiners.ops.settings import OPERATORS, Settings, read_settings
 
 
 def test_nothing_set_asks_for_nothing():
     assert read_settings({}) == Settings()
 
 
-@pytest.mark.parametrize("value", ["lora_linear", "all", " lora_linear , ", "all,lora_linear"])
-def test_operators_are_disabled_by_name_or_all_together(value):
+@pytest.mark.parametrize("value", ["lora_linear", " lora_linear , "])
+def test_operators_are_disabled_by_name(value):
     assert read_settings({"REFINERS_DISABLE_NATIVE": value}).disabled == {"lora_linear"}
+
+
+@pytest.mark.parametrize("value", ["all", "all,lora_linear"])
+def test_operators_are_disabled_all_together(value):
+    assert read_settings({"REFINERS_DISABLE_NATIVE": value}).disabled == set(OPERATORS)
 
 
 def test_an_unknown_operator_is_named_with_the_choices():
     settings = read_settings({"REFINERS_DISABLE_NATIVE": "lora_linaer"})
     assert settings.disabled == frozenset()
-    assert settings.problems == ("REFINERS_DISABLE_NATIVE: choose from all, lora_linear; got lora_linaer",)
+    assert settings.problems == (
+        "REFINERS_DISABLE_NATIVE: choose from all, geglu, group_norm, linear, lora_linear; got lora_linaer",
+    )
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "amx"])

@@ -29,10 +29,8 @@ inline LoraLinearChoice choose_lora_linear_cpu_plan(CpuIsa isa, const CpuFeature
   if (dtype == Dtype::kOther) return {LoraLinearPlan::kPortable, "no kernel for this dtype"};
   if (isa == CpuIsa::kPortable) return {LoraLinearPlan::kPortable, "no instruction set with a kernel is in use"};
   if (dtype == Dtype::kFloat32) return {LoraLinearPlan::kUpdate, "a fused float32 update passes over the output once"};
-  const bool wide = isa == CpuIsa::kAvx512 || isa == CpuIsa::kAmx;
-  const bool fast =
-      wide && (dtype == Dtype::kBfloat16 ? features.avx512_bf16 : features.avx512_fp16 || features.amx_fp16);
-  if (!fast) return {LoraLinearPlan::kUpdate, "the library has no fast 16-bit multiplication with these instructions"};
+  if (!library_multiplies_fast(isa, features, dtype))
+    return {LoraLinearPlan::kUpdate, "the library has no fast 16-bit multiplication with these instructions"};
   if (has_block) return {LoraLinearPlan::kBlock, "the library multiplies 16-bit numbers fast"};
   return {LoraLinearPlan::kLibrary, "the library multiplies 16-bit numbers fast, and no block was given"};
 }

@@ -85,6 +85,12 @@ void add_update(const LoraLinearArguments& a, const Tensor& y, const LoraLinearC
   });
 }
 
+// x·Wᵀ + bias: by the operator that knows which 16-bit dtypes the library is slow with.
+Tensor layer(const LoraLinearArguments& a) {
+  if (dtype_of(a.x) == Dtype::kFloat32) return linear(a.x, a.weight, a.bias);
+  return call<Tensor>("refiners::linear", "", a.x, a.weight, a.bias);
+}
+
 Tensor lora_linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                        const std::vector<Tensor>& downs, const std::vector<Tensor>& ups, const Tensor& scale,
                        const std::optional<Tensor>& block) {
@@ -106,7 +112,7 @@ Tensor lora_linear_cpu(const Tensor& x, const Tensor& weight, const std::optiona
   } else if (plan == LoraLinearPlan::kLibrary) {
     y = lora_linear_with_library(a, pack_rows);
   } else {
-    y = linear(a.x, weight, bias);
+    y = layer(a);
     if (!y.is_contiguous()) y = torch::stable::contiguous(y);
     add_update(a, y, kernels);
   }

@@ -4,10 +4,10 @@
 // Layout     rows of x, y, A and B are contiguous, with any stride between them; any sizes.
 // Mapping    d: dot products along the rows of A, a few of them with all rows of x at once. y: dot products along the
 //            rows of B, a vector of them at a time. Threads share the rows of A, then those of B.
-// Numerics   products and sums in float32, in an order that does not depend on threads. d is not rounded; y is once.
+// Numerics   products and sums in float32, in an order that does not depend on threads. d is not rounded; y is once, on top of what the layer gave.
 #pragma once
 
-#include "../../common/vec.h"
+#include "../../common/tile.h"
 #include "lora_linear_config.h"
 #include "lora_linear_cpu_kernel.h"
 
@@ -18,7 +18,7 @@ template <class V, class T, int kRows>
 struct LoraLinearFewRows {
   static constexpr int kRanks = kRows > 2 ? 2 : 4;  // rows of A at once: at most 8 sums
 
-  static int64_t padded(int64_t rank) { return (rank + V::kWidth - 1) / V::kWidth * V::kWidth; }
+  static int64_t padded(int64_t rank) { return ceil_div(rank, V::kWidth) * V::kWidth; }
 
   // One row of d: each adapter begins on a vector of its own, and zeros end it.
   static int64_t d_stride(const LoraLinearParams& p) {
@@ -53,32 +53,11 @@ struct LoraLinearFewRows {
     const LoraLinearAdapter& adapter = p.adapters[a];
     const T* x = static_cast<const T*>(p.x);
     const T* down = static_cast<const T*>(adapter.down) + r * adapter.down_row_stride;
-    typename V::Reg sums[kRows][kCount];
-#pragma GCC unroll 4
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-      for (int n = 0; n < kCount; ++n) sums[m][n] = V::zero();
-    }
-    const auto add_products = [&](const auto& load, int64_t i) __attribute__((always_inline)) {
-      typename V::Reg right[kCount];
-#pragma GCC unroll 4
-      for (int n = 0; n < kCount; ++n) right[n] = load(down + n * adapter.down_row_stride + i);
-#pragma GCC unroll 4
-      for (int m = 0; m < kRows; ++m) {
-        const typename V::Reg left = load(x + m * p.x_stride + i);
-#pragma GCC unroll 4
-        for (int n = 0; n < kCount; ++n) sums[m][n] = V::fma(left, right[n], sums[m][n]);
-      }
-    };
-    int64_t i = 0;
-    for (; i + V::kWidth <= p.in_features; i += V::kWidth) {
-      add_products([](const T* from) { return V::load(from); }, i);
-    }
-    const int64_t rest = p.in_features - i;
-    if (rest > 0) add_products([rest](const T* from) { return load_partial<V>(from, rest); }, i);
+    float sums[kRows][kCount];
+    multiply_rows<V>(x, p.x_stride, down, adapter.down_row_stride, p.in_features, sums);
     for (int m = 0; m < kRows; ++m) {
       const float scale = p.scale[a * p.scale_count + m / p.rows_per_scale];
-      for (int n = 0; n < kCount; ++n) target[m * stride + n] = scale * V::sum(sums[m][n]);
+      for (int n = 0; n < kCount; ++n) target[m * stride + n] = scale * sums[m][n];
     }
   }
 

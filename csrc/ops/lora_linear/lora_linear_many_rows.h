@@ -9,7 +9,7 @@
 //            deterministic. d is not rounded; y is rounded once.
 #pragma once
 
-#include "../../common/vec.h"
+#include "../../common/tile.h"
 #include "lora_linear_config.h"
 #include "lora_linear_cpu_kernel.h"
 
@@ -17,52 +17,6 @@ namespace refiners {
 namespace {
 
 constexpr LoraLinearCpuConfig kConfig = kLoraLinearCpuConfig;
-
-constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <class V>
-constexpr int64_t kPanel = 2 * V::kWidth;
-
-inline float to_float(const float* p) { return *p; }
-inline float to_float(const Float16* p) { return _cvtsh_ss(p->bits); }
-inline float to_float(const Bfloat16* p) {
-  const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// Calls f with `rows` as a constant, for rows in [1, kMax].
-template <int kMax, class F>
-inline void with_constant_rows(int64_t rows, const F& f) {
-  if constexpr (kMax > 1) {
-    if (rows != kMax) return with_constant_rows<kMax - 1>(rows, f);
-  }
-  f.template operator()<kMax>();
-}
-
-// sums[m][n] = Σₖ left[m, k] · panel[k, n], for k in [0, depth).
-template <class V, int kRows, int kVectors>
-inline void multiply(const float* left, int64_t left_stride, const float* panel, int64_t depth,
-                     typename V::Reg (&sums)[kRows][kVectors]) {
-#pragma GCC unroll 12  // constant indices keep the sums in registers, here and wherever they are read
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 2
-    for (int n = 0; n < kVectors; ++n) sums[m][n] = V::zero();
-  }
-  for (int64_t k = 0; k < depth; ++k) {
-    typename V::Reg right[kVectors];
-#pragma GCC unroll 2
-    for (int n = 0; n < kVectors; ++n) right[n] = V::load(panel + k * kPanel<V> + n * V::kWidth);
-#pragma GCC unroll 12
-    for (int m = 0; m < kRows; ++m) {
-      const typename V::Reg l = V::broadcast(left + m * left_stride + k);
-#pragma GCC unroll 2
-      for (int n = 0; n < kVectors; ++n) sums[m][n] = V::fma(l, right[n], sums[m][n]);
-    }
-  }
-}
 
 // d[m, n] += Σₖ left[m, k] · panel[k, n] for a tile of rows and a panel.
 template <class V, int kRows, int kVectors>
@@ -104,13 +58,6 @@ inline void update_tile(const float* d, int64_t d_stride, const float* panel, in
 template <class V>
 inline void clear(float* p, int64_t count) {  // a multiple of a vector
   for (int64_t i = 0; i < count; i += V::kWidth) V::store(p + i, V::zero());
-}
-
-template <class V, class T>
-inline void convert(const T* from, float* to, int64_t count) {
-  int64_t i = 0;
-  for (; i + V::kWidth <= count; i += V::kWidth) V::store(to + i, V::load(from + i));
-  for (; i < count; ++i) to[i] = to_float(from + i);
 }
 
 template <class V, class T>

@@ -1,7 +1,18 @@
 """The operators: each runs everywhere through torch, and faster where the native library has a kernel for it."""
 
+from refiners.ops.geglu import geglu
+from refiners.ops.group_norm import group_norm
 from refiners.ops.library import NativeLibraryWarning
+from refiners.ops.linear import linear
 from refiners.ops.lora_block import lora_block_cache, prepare_lora_block
 from refiners.ops.lora_linear import lora_linear
 
-__all__ = ["NativeLibraryWarning", "lora_block_cache", "lora_linear", "prepare_lora_block"]
+__all__ = [
+    "NativeLibraryWarning",
+    "geglu",
+    "group_norm",
+    "linear",
+    "lora_block_cache",
+    "lora_linear",
+    "prepare_lora_block",
+]

@@ -42,7 +42,8 @@ class NativeLibrary:
         self.isa = "portable"
         self.isa_reason = "the native library is not loaded"
         self._functions: ctypes.CDLL | None = None
-        self._takes_block: dict[tuple[torch.dtype, torch.device], bool] = {}  # asked in each call of each adapter
+        self._has_kernel: dict[tuple[str, torch.dtype], bool] = {}  # these are asked in each call of each layer
+        self._takes_block: dict[tuple[torch.dtype, torch.device], bool] = {}
         try:
             self._load(package)
         except (UnusableLibraryError, OSError, RuntimeError) as error:
@@ -86,19 +87,19 @@ class NativeLibrary:
         """Let the CPU kernels use an instruction set from now on; False, and nothing changes, where that cannot be."""
         if isa not in ISAS:
             raise ValueError(f"isa must be one of {', '.join(ISAS)}, got {isa}")
-        self._takes_block.clear()
         if self._functions is None:
             return isa == "portable"
         if self._functions.refiners_use_cpu_isa(ISAS.index(isa)):
             return False
+        self._forget_choices()
         self.isa, self.isa_reason = isa, "chosen by the program"
         return True
 
     def use_kernels(self, operator: str, enabled: bool) -> None:
         """Switch the kernels of an operator on or off."""
-        self._takes_block.clear()
         if self._functions is not None:
             self._functions.refiners_use_kernels(operator.encode(), int(enabled))
+        self._forget_choices()
 
     def why_no_cuda_kernels(self, operator: str, dtype: torch.dtype, device: int = 0) -> str | None:
         """Give the reason why the kernels of an operator do not run on a CUDA device; None where they do."""
@@ -129,9 +130,33 @@ class NativeLibrary:
         Args:
             plan: One of `PLANS`; `None` gives the choice back.
         """
-        self._takes_block.clear()
         if self._functions is not None:
             self._functions.refiners_force_lora_linear_plan(-1 if plan is None else PLANS.index(plan))
+        self._forget_choices()
+
+    def _forget_choices(self) -> None:
+        self._has_kernel.clear()
+        self._takes_block.clear()
+
+    def explain(self, operator: str, dtype: str) -> tuple[str, str]:
+        """Give what an operator does on the CPU with a dtype, `kernel` or `portable`, and the reason."""
+        if self._functions is None:
+            return "portable", self.problem or ""
+        if operator in self.settings.disabled:
+            return "portable", f"REFINERS_DISABLE_NATIVE names {operator}"
+        function = self._functions[f"refiners_explain_{operator}"]
+        function.restype = ctypes.c_char_p
+        text: bytes = function(dtype.encode())
+        plan, _, reason = text.decode().partition(": ")
+        return plan, reason
+
+    def has_kernel(self, operator: str, dtype: torch.dtype) -> bool:
+        """Whether an operator has a kernel for a dtype on the CPU, and uses it."""
+        known = self._has_kernel.get((operator, dtype))
+        if known is None:
+            known = self.explain(operator, str(dtype).removeprefix("torch."))[0] == "kernel"
+            self._has_kernel[operator, dtype] = known
+        return known
 
     def takes_lora_block(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether `lora_linear` uses a block on a device."""

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refiners.fluxion.layers.module import Module
+from refiners.fluxion.layers.watched import is_watched
+from refiners.ops import geglu
 
 
 class Activation(Module, ABC):
@@ -77,8 +79,13 @@ class Sigmoid(Activation):
         return torch.sigmoid(x)
 
 
+_IN_GEGLU = (GeLUApproximation.NONE, GeLUApproximation.TANH)
+
+
 class GLU(Module):
     """Gated Linear Unit: the first half of the features, times the activation of the second half.
+
+    With a GeLU it is computed by `refiners.ops.geglu`.
 
     See [[arXiv:2002.05202] GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202), equation 5.
 
@@ -105,5 +112,8 @@ class GLU(Module):
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features//2"]:
         if x.shape[-1] % 2 != 0:
             raise AssertionError(f"Non-batch input dimension must be divisible by 2, got {x.shape[-1]}")
+        activation = self.activation
+        if type(activation) is GeLU and activation.approximation in _IN_GEGLU and not is_watched(activation):
+            return geglu(x, tanh=activation.approximation is GeLUApproximation.TANH)
         output, gate = x.chunk(2, dim=-1)
-        return output * self.activation(gate)
+        return output * activation(gate)

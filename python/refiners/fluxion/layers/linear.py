@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from torch import device as Device, dtype as DType
+from jaxtyping import Float
+from torch import Tensor, device as Device, dtype as DType
 from torch.nn import Linear as _Linear
 
 from refiners.fluxion.layers.activations import ReLU
 from refiners.fluxion.layers.chain import Chain
 from refiners.fluxion.layers.module import Module, WeightedModule
+from refiners.ops import linear
 
 
 class Linear(_Linear, WeightedModule):
-    """Linear layer, `x @ weight.T + bias`, as `torch.nn.Linear`.
+    """Linear layer, `x @ weight.T + bias`, as `torch.nn.Linear`. It is computed by `refiners.ops.linear`.
 
     Args:
         in_features: The number of input features.
@@ -36,6 +38,9 @@ class Linear(_Linear, WeightedModule):
         dtype: DType | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
+        return linear(input, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
         """Draw the initial weights, unless they are on the meta device, where there is nothing to draw."""

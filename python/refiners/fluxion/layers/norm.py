@@ -14,6 +14,7 @@ from torch.nn import (
 )
 
 from refiners.fluxion.layers.module import Module, WeightedModule
+from refiners.ops import group_norm
 
 
 class LayerNorm(_LayerNorm, WeightedModule):
@@ -47,6 +48,8 @@ class LayerNorm(_LayerNorm, WeightedModule):
 class GroupNorm(_GroupNorm, WeightedModule):
     """Group normalization with weight and bias, as `torch.nn.GroupNorm`; mind the order of the arguments.
 
+    It is computed by `refiners.ops.group_norm`.
+
     See [[arXiv:1803.08494] Group Normalization](https://arxiv.org/abs/1803.08494), equations 1, 2, 6 and 7.
 
     Args:
@@ -73,6 +76,9 @@ class GroupNorm(_GroupNorm, WeightedModule):
     ) -> None:
         super().__init__(num_groups, channels, eps=eps, affine=True, device=device, dtype=dtype)
         self.channels = channels
+
+    def forward(self, input: Float[Tensor, "batch channels *pixels"]) -> Float[Tensor, "batch channels *pixels"]:
+        return group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
 
 
 class LayerNorm2d(WeightedModule):

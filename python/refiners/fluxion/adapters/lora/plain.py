@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn.modules.module import _has_any_global_hook
+from torch import Tensor, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.lora import LinearLora
+from refiners.fluxion.layers.watched import has_global_hooks, is_watched_state
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 
 
@@ -28,7 +30,7 @@ class PlainParts(NamedTuple):
     def fit(self, x: Tensor) -> bool:
         """Whether the operator computes what the children do: all is of one floating dtype, and nobody looks on."""
         dtype = x.dtype
-        if x.is_nested or not dtype.is_floating_point or _has_any_global_hook():
+        if x.is_nested or not dtype.is_floating_point or has_global_hooks():
             return False
         if dtype == torch.float64 and torch.is_autocast_enabled(x.device.type):
             return False
@@ -51,8 +53,9 @@ def find_plain_parts(adapter: LoraAdapter) -> PlainParts | None:
     if type(target) is not fl.Linear or target is not adapter.target:
         return None
     state = target.__dict__
-    weight, bias = state["_parameters"].get("weight"), state["_parameters"].get("bias")
-    if weight is None or _is_watched(state):
+    parameters = state["_parameters"]
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if not _is_plain(weight) or "bias" not in parameters or is_watched_state(state):
         return None
     parts = PlainParts(weight, bias, [], [], [])
     for lora in children:
@@ -62,23 +65,22 @@ def find_plain_parts(adapter: LoraAdapter) -> PlainParts | None:
 
 
 def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
-    if len(state["_modules"]) != 3 or _is_watched(state):
+    if len(state["_modules"]) != 3 or is_watched_state(state):
         return False
     down, up, multiply = state["_modules"].values()
     if type(down) is not fl.Linear or type(up) is not fl.Linear or type(multiply) is not fl.Multiply:
         return False
     down_state, up_state, last = down.__dict__, up.__dict__, multiply.__dict__
-    if _is_watched(down_state) or _is_watched(up_state) or _is_watched(last):
+    if is_watched_state(down_state) or is_watched_state(up_state) or is_watched_state(last):
         return False
     down_parameters, up_parameters = down_state["_parameters"], up_state["_parameters"]
-    down_weight, up_weight, scale = down_parameters.get("weight"), up_parameters.get("weight"), state["_scale"]
-    if down_weight is None or down_parameters["bias"] is not None:
+    down_weight, up_weight = down_parameters.get("weight"), up_parameters.get("weight")
+    if not _is_plain(down_weight) or down_parameters.get("bias", ...) is not None:
         return False
-    if up_weight is None or up_parameters["bias"] is not None:
+    if not _is_plain(up_weight) or up_parameters.get("bias", ...) is not None:
         return False
-    if last["bias"] != 0 or not (
-        last["scale"] is scale or (isinstance(scale, (int, float)) and bool(last["scale"] == scale))
-    ):
+    scale, factor = state["_scale"], last.get("scale")
+    if last["bias"] != 0 or not (factor is scale or (_is_number(scale) and _is_number(factor) and factor == scale)):
         return False
     parts.downs.append(down_weight)
     parts.ups.append(up_weight)
@@ -86,12 +88,10 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
     return True
 
 
-def _is_watched(state: Mapping[str, Any]) -> bool:
-    """Whether a module has hooks, or a `forward` of its own, as libraries set that move weights around."""
-    return bool(
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-        or "forward" in state
-    )
+def _is_plain(weight: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a weight is an ordinary one: subclasses may have a linear layer of their own."""
+    return type(weight) is nn.Parameter or type(weight) is Tensor
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float))
