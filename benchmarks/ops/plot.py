@@ -43,7 +43,7 @@ def draw(cases: list[dict[str, Any]], title: str, target: Path) -> None:
     axes.set_xlabel("time over the bare layer, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False)
     axes.set_title(title, loc="left")
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None, dpi=150)
 
