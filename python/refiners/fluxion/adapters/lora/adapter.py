@@ -28,12 +28,13 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         loras: The updates, each with its own name.
     """
 
-    _scales: tuple[tuple[float, ...], Tensor] | None  # the multipliers, and the tensor that holds them
+    # The multipliers, and the tensor that holds them. Where gradients are recorded (True) it is never changed in place.
+    _scales: dict[bool, tuple[tuple[float, ...], Tensor]]
 
     def __init__(self, target: fl.WeightedModule, /, *loras: Lora[Any]) -> None:
         with self.setup_adapter(target):
             super().__init__(target, *loras)
-        self.__dict__["_scales"] = None  # past torch's bookkeeping: sets have a thousand adapters
+        self.__dict__["_scales"] = {}  # past torch's bookkeeping: sets have a thousand adapters
 
     def forward(self, *args: Any) -> Any:
         plain = find_plain_parts(self) if len(args) == 1 and isinstance(args[0], Tensor) else None
@@ -52,23 +53,25 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             if isinstance(scale, Tensor):
                 return _stack_scales(scales, x, dtype)
         values = tuple(cast("list[float]", scales))
-        # A tensor that is kept must be an ordinary one, and is changed in place only where no gradient refers to it.
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor or is_transformed():
+        if torch.compiler.is_compiling() or type(x) is not Tensor or is_transformed():
             return torch.tensor(values, device=x.device, dtype=dtype)
-        kept = self._scales
-        if kept is not None and kept[0] == values and kept[1].device == x.device and kept[1].dtype == dtype:
-            return kept[1]
+        records = torch.is_grad_enabled()
+        kept_values, kept = self._scales.get(records, ((), None))
+        if kept is not None and (kept.device != x.device or kept.dtype != dtype):
+            kept = None
+        if kept is not None and kept_values == values:
+            return kept
         with torch.inference_mode(False):
             tensor = torch.tensor(values, device=x.device, dtype=dtype)
-            if kept is not None and kept[1].shape == tensor.shape and kept[1].device == x.device:
-                tensor = kept[1].copy_(tensor)  # a captured graph reads this very tensor
+            if kept is not None and not records and kept.shape == tensor.shape:
+                tensor = kept.copy_(tensor)  # a captured graph reads this very tensor
             if type(tensor) is Tensor:
-                self.__dict__["_scales"] = values, tensor
+                self._scales[records] = values, tensor
         return tensor
 
     def _post_structural_copy(self, source: Adapter[fl.WeightedModule]) -> None:
         super()._post_structural_copy(source)
-        self.__dict__["_scales"] = None  # each copy has scales of its own
+        self.__dict__["_scales"] = {}  # each copy has scales of its own
 
     @property
     def lora_layers(self) -> Iterator[Lora[Any]]:
