@@ -214,3 +214,21 @@ def test_the_layer_uses_it_and_keeps_its_name(needs_kernels):
 def test_a_layer_in_float32_is_that_of_torch():
     layer, x = fl.Linear(8, 4), torch.randn(3, 8)
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+class Doubled(Tensor):
+    """A tensor with a linear layer of its own."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        plain = [a.as_subclass(Tensor) if isinstance(a, Doubled) else a for a in args]
+        y = func(*plain, **(kwargs or {}))
+        return 2 * y if func is F.linear else y
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_another_class_of_tensor_keeps_its_own_linear_layer(index, isa):
+    x, weight, _ = make_inputs((3,), 8, 4, torch.bfloat16, bias=False)
+    arguments = [x, weight]
+    arguments[index] = arguments[index].as_subclass(Doubled)
+    assert torch.equal(linear(*arguments), 2 * F.linear(x, weight))

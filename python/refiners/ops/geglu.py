@@ -36,12 +36,16 @@ def geglu(x: Float[Tensor, "*batch features"], tanh: bool = False) -> Float[Tens
     """
     if x.dim() == 0 or x.shape[-1] % 2 != 0:
         raise ValueError(f"geglu: x must have an even number of features, got shape {tuple(x.shape)}")
-    if not x.is_cpu or x.is_nested or is_transformed() or not native.has_kernel("geglu", x.dtype):
+    if not _has_kernel(x) or is_transformed():
         return _portable(x, tanh)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return _OPERATOR(x, tanh)
     with _BELOW_AUTOGRAD():  # a gradient written in Python costs as much as a small layer, also where none is recorded
         return _OPERATOR(x, tanh)
+
+
+def _has_kernel(x: Tensor) -> bool:
+    return x.is_cpu and type(x) is Tensor and not x.is_nested and native.has_kernel("geglu", x.dtype)
 
 
 @torch.library.impl(LIBRARY, "_geglu_portable", "CompositeExplicitAutograd")

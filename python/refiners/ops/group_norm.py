@@ -77,7 +77,7 @@ def _check(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, a
 
 def _has_kernel(x: Tensor, *others: Tensor | None) -> bool:
     """Whether a kernel takes the tensors; torch's functions take dtypes that differ, too."""
-    if not x.is_cpu or not native.has_kernel("group_norm", x.dtype):
+    if not x.is_cpu or type(x) is not Tensor or x.is_nested or not native.has_kernel("group_norm", x.dtype):
         return False
     return all(other is None or (other.dtype == x.dtype and other.is_cpu) for other in others)
 

@@ -14,7 +14,7 @@ from refiners.ops.library import LIBRARY, native
 from refiners.ops.transforms import is_autocast, is_transformed
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
-_PLAIN = (Tensor, torch.nn.Parameter)  # other weights may have a linear layer of their own
+_PLAIN = (Tensor, torch.nn.Parameter)  # other classes may have a linear layer of their own
 _SHORT_DTYPES = (torch.bfloat16, torch.float16)
 LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor")
 _OPERATOR = torch.ops.refiners.linear.default
@@ -58,7 +58,13 @@ def linear(
 
 
 def _has_kernel(dtype: torch.dtype, x: Tensor) -> bool:
-    return dtype in _SHORT_DTYPES and x.is_cpu and not x.is_nested and native.has_kernel("linear", dtype)
+    return (
+        dtype in _SHORT_DTYPES
+        and x.is_cpu
+        and type(x) in _PLAIN
+        and not x.is_nested
+        and native.has_kernel("linear", dtype)
+    )
 
 
 def _requires_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
