@@ -1,6 +1,6 @@
 """Inputs and reference of `lora_linear`, and the paths that this machine can be forced to."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -93,6 +93,41 @@ def assert_lora_linear_agrees(y: Tensor, inputs: LoraLinearInputs) -> None:
 @pytest.fixture
 def assert_agrees() -> Callable[[Tensor, LoraLinearInputs], None]:
     return assert_lora_linear_agrees
+
+
+@pytest.fixture
+def assert_one_graph() -> Callable[..., None]:
+    """Compile a function, call it with several inputs, and see one graph that holds the operator."""
+
+    def check(function: Callable[..., Tensor], inputs: Sequence[Sequence[Any]], operator: str) -> None:
+        graphs: list[Any] = []
+
+        def backend(module: Any, _: Any) -> Any:
+            graphs.append(module)
+            return module.forward
+
+        compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
+        for arguments in inputs:
+            assert torch.equal(compiled(*arguments), function(*arguments))
+        assert len(graphs) == 1
+        assert operator in graphs[0].code
+
+    return check
+
+
+@pytest.fixture
+def assert_same_bits() -> Callable[[Callable[[], Tensor]], None]:
+    """Call a function with other numbers of threads."""
+
+    def check(function: Callable[[], Tensor]) -> None:
+        threads = torch.get_num_threads()
+        try:
+            results = [(torch.set_num_threads(count), function())[1] for count in (1, 2, 3, 1, 2)]
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(results[0], y) for y in results[1:])
+
+    return check
 
 
 @pytest.fixture

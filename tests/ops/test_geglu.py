@@ -70,14 +70,9 @@ def test_views_of_any_strides_are_taken(dtype, isa):
         torch.testing.assert_close(geglu(view), geglu(view.contiguous()))
 
 
-def test_is_bitwise_the_same_with_any_number_of_threads(needs_kernels):
+def test_is_bitwise_the_same_with_any_number_of_threads(needs_kernels, assert_same_bits):
     x = torch.randn(5000, 66)
-    threads = torch.get_num_threads()
-    try:
-        results = [(torch.set_num_threads(count), geglu(x))[1] for count in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], y) for y in results[1:])
+    assert_same_bits(lambda: geglu(x))
 
 
 @pytest.mark.parametrize("tanh", [False, True])
@@ -96,19 +91,8 @@ def test_passes_opcheck(isa):
     torch.library.opcheck(_OPERATOR, (torch.randn(3, 8, requires_grad=True), True))
 
 
-def test_one_graph_serves_several_shapes(needs_kernels):
-    graphs = []
-
-    def backend(module, _):
-        graphs.append(module)
-        return module.forward
-
-    compiled = torch.compile(geglu, backend=backend, fullgraph=True, dynamic=True)
-    for rows in (3, 7, 50):
-        x = torch.randn(rows, 40)
-        assert torch.equal(compiled(x), geglu(x))
-    assert len(graphs) == 1
-    assert "refiners.geglu" in graphs[0].code
+def test_one_graph_serves_several_shapes(needs_kernels, assert_one_graph):
+    assert_one_graph(geglu, [(torch.randn(rows, 40),) for rows in (3, 7, 50)], "refiners.geglu")
 
 
 def test_transforms_see_through(isa):

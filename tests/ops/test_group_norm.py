@@ -120,14 +120,9 @@ def test_views_of_any_strides_are_taken(isa):
 
 
 @pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last])
-def test_is_bitwise_the_same_with_any_number_of_threads(layout, needs_kernels):
+def test_is_bitwise_the_same_with_any_number_of_threads(layout, needs_kernels, assert_same_bits):
     x = layout(torch.randn(3, 64, 60, 60))
-    threads = torch.get_num_threads()
-    try:
-        results = [(torch.set_num_threads(count), group_norm(x, 8, silu=True))[1] for count in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], y) for y in results[1:])
+    assert_same_bits(lambda: group_norm(x, 8, silu=True))
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -161,19 +156,9 @@ def test_passes_opcheck(isa):
     torch.library.opcheck(_OPERATOR, (x.requires_grad_(), 3, weight.requires_grad_()))
 
 
-def test_one_graph_serves_several_shapes(needs_kernels):
-    graphs = []
-
-    def backend(module, _):
-        graphs.append(module)
-        return module.forward
-
-    compiled = torch.compile(group_norm, backend=backend, fullgraph=True, dynamic=True)
-    for size in (3, 7, 20):
-        x = torch.randn(2, 8, size, size + 1)
-        assert torch.equal(compiled(x, 4), group_norm(x, 4))
-    assert len(graphs) == 1
-    assert "refiners.group_norm" in graphs[0].code
+def test_one_graph_serves_several_shapes(needs_kernels, assert_one_graph):
+    inputs = [(torch.randn(2, 8, size, size + 1), 4) for size in (3, 7, 20)]
+    assert_one_graph(group_norm, inputs, "refiners.group_norm")
 
 
 def test_transforms_see_through(isa):

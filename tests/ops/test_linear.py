@@ -94,14 +94,9 @@ def test_a_transposed_weight_and_rows_with_a_gap_are_taken(rows, isa):
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
 @pytest.mark.parametrize("rows", [3, 301])
-def test_is_bitwise_the_same_with_any_number_of_threads(rows, dtype, needs_kernels):
+def test_is_bitwise_the_same_with_any_number_of_threads(rows, dtype, needs_kernels, assert_same_bits):
     inputs = make_inputs((rows,), 520, 600, dtype)
-    threads = torch.get_num_threads()
-    try:
-        results = [(torch.set_num_threads(count), linear(*inputs))[1] for count in (1, 2, 3, 1, 2)]
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], y) for y in results[1:])
+    assert_same_bits(lambda: linear(*inputs))
 
 
 def test_a_result_is_rounded_once(needs_kernels):
@@ -147,19 +142,8 @@ def test_passes_opcheck(bias, isa):
     torch.library.opcheck(_OPERATOR, tuple(t if t is None else t.requires_grad_() for t in inputs))
 
 
-def test_one_graph_serves_several_shapes(needs_kernels):
-    graphs = []
-
-    def backend(module, _):
-        graphs.append(module)
-        return module.forward
-
-    compiled = torch.compile(linear, backend=backend, fullgraph=True, dynamic=True)
-    for rows in (3, 7, 50):
-        inputs = make_inputs((rows,), 40, 24, torch.bfloat16)
-        assert torch.equal(compiled(*inputs), linear(*inputs))
-    assert len(graphs) == 1
-    assert "refiners.linear" in graphs[0].code
+def test_one_graph_serves_several_shapes(needs_kernels, assert_one_graph):
+    assert_one_graph(linear, [make_inputs((rows,), 40, 24, torch.bfloat16) for rows in (3, 7, 50)], "refiners.linear")
 
 
 def test_autocast_reaches_the_kernels(needs_kernels):

@@ -4,7 +4,7 @@
 
 #include "../../common/cpu_plan.h"
 #include "../../common/kernel_switches.h"
-#include "../../common/stable_abi.h"
+#include "../../common/rows.h"
 #include "geglu_cpu_kernel.h"
 
 namespace refiners {
@@ -19,23 +19,17 @@ CpuPlan choose_plan(Dtype dtype) {
 Tensor geglu_cpu(const Tensor& x, bool tanh) {
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) % 2 == 0, "geglu: x must have an even number of features");
   if (!choose_plan(dtype_of(x)).kernel) return call<Tensor>("refiners::_geglu_portable", "", x, tanh);
-  const int64_t features = x.size(x.dim() - 1) / 2;
-  std::vector<int64_t> shape;
-  int64_t rows = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) {
-    shape.push_back(x.size(i));
-    rows *= x.size(i);
-  }
-  shape.push_back(features);
-  const Tensor y = torch::stable::new_empty(x, shape);
-  if (rows * features == 0) return y;
-  Tensor in_rows = x.dim() == 2 ? x : torch::stable::reshape(x, {rows, 2 * features});
-  if (in_rows.stride(1) != 1) in_rows = torch::stable::contiguous(in_rows);
+  const Rows rows = rows_of(x);
+  const int64_t features = rows.features / 2;
+  const Tensor y = torch::stable::new_empty(x, rows.shape(features));
+  if (rows.count * features == 0) return y;
+  const Tensor in_rows = flatten_rows(x, rows);
   const GegluParams p{dtype_of(x), features, in_rows.const_data_ptr(), in_rows.stride(0), y.mutable_data_ptr(),
                       features,    tanh};
   const GegluCpuKernels& kernels = *geglu_cpu_kernels(cpu_isa());
   const int64_t grain = (int64_t{1} << 13) / features + 1;
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { kernels.compute(p, begin, end); });
+  torch::stable::parallel_for(0, rows.count, grain,
+                              [&](int64_t begin, int64_t end) { kernels.compute(p, begin, end); });
   return y;
 }
 

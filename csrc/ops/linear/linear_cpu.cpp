@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "../../common/kernel_switches.h"
+#include "../../common/rows.h"
 #include "../../common/scratch.h"
-#include "../../common/stable_abi.h"
 #include "linear_config.h"
 #include "linear_cpu_kernel.h"
 
@@ -74,21 +74,14 @@ void compute_tiles(const LinearParams& p, const LinearCpuKernels& kernels) {
 Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_arguments(x, weight, bias);
   const int64_t in_features = weight.size(1), out_features = weight.size(0);
-  std::vector<int64_t> shape;
-  int64_t rows = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) {
-    shape.push_back(x.size(i));
-    rows *= x.size(i);
-  }
-  shape.push_back(out_features);
-  if (!choose_plan(dtype_of(x)).kernel || rows * in_features * out_features == 0) {
+  const Rows rows = rows_of(x);
+  if (!choose_plan(dtype_of(x)).kernel || rows.count * in_features * out_features == 0) {
     return linear(x, weight, bias);
   }
-  Tensor left = x.dim() == 2 ? x : torch::stable::reshape(x, {rows, in_features});
-  if (in_features > 1 && left.stride(1) != 1) left = torch::stable::contiguous(left);
+  const Tensor left = flatten_rows(x, rows);
   const Tensor right = has_unit_stride(weight) ? weight : torch::stable::contiguous(weight);
   const Tensor offset = !bias ? Tensor() : bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
-  const Tensor y = torch::stable::new_empty(x, {rows, out_features});
+  const Tensor y = torch::stable::new_empty(x, {rows.count, out_features});
   const LinearParams p = make_params(left, right, offset, y);
   const LinearCpuKernels& kernels = *linear_cpu_kernels(cpu_isa());
   if (p.rows <= kLinearFewRows && p.weight_column_stride == 1) {
@@ -96,7 +89,7 @@ Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
   } else {
     compute_tiles(p, kernels);
   }
-  return shape.size() == 2 ? y : torch::stable::reshape(y, shape);
+  return x.dim() == 2 ? y : torch::stable::reshape(y, rows.shape(out_features));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(refiners, CPU, m) { m.impl("linear", TORCH_BOX(&linear_cpu)); }
