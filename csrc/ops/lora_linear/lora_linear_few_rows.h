@@ -4,7 +4,8 @@
 // Layout     rows of x, y, A and B are contiguous, with any stride between them; any sizes.
 // Mapping    d: dot products along the rows of A, a few of them with all rows of x at once. y: dot products along the
 //            rows of B, a vector of them at a time. Threads share the rows of A, then those of B.
-// Numerics   products and sums in float32, in an order that does not depend on threads. d is not rounded; y is once, on top of what the layer gave.
+// Numerics   products and sums in float32, in an order that does not depend on threads. d is not rounded; y is once, on
+// top of what the layer gave.
 #pragma once
 
 #include "../../common/tile.h"
