@@ -10,13 +10,13 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 COLOURS = {"lora_linear": "#1f6feb", "separate": "#c9d1d9"}
-LABELS = {"lora_linear": "refiners, one operator", "separate": "separate multiplications, scale and add"}
+LABELS = {"lora_linear": "refiners: one operator", "separate": "torch: separate products, scale and sum"}
 
 
-def overhead(case: dict[str, Any], candidate: str) -> float:
-    """Give the median time over that of the bare layer, in percent."""
+def share(case: dict[str, Any], candidate: str) -> float:
+    """Give the median time in percent of that of torch's layer without updates."""
     ratios = {entry["name"]: entry["ratio_to_bare"] for entry in case["candidates"]}
-    return 100 * (ratios[candidate] - 1)
+    return 100 * ratios[candidate]
 
 
 def choose_cases(report: dict[str, Any], model: str, dtype: str, rank: int) -> list[dict[str, Any]]:
@@ -33,17 +33,20 @@ def draw(cases: list[dict[str, Any]], title: str, target: Path) -> None:
     mpl.rcParams.update({"svg.hashsalt": "refiners", "font.size": 9})
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(cases) + 1.2), layout="constrained")
     for offset, (name, colour) in zip((-0.2, 0.2), COLOURS.items()):
-        values = [overhead(case, name) for case in cases]
+        values = [share(case, name) for case in cases]
         bars = axes.barh([i + offset for i in range(len(cases))], values, 0.4, color=colour, label=LABELS[name])
-        axes.bar_label(bars, [f"{value:+.1f} %" for value in values], padding=3, fontsize=8)
-    names = [f"{c['rows']}x{c['in_features']} → {c['out_features']}  ({c['count']} layers)" for c in cases]
+        axes.bar_label(bars, [f"{value:.0f} %" for value in values], padding=3, fontsize=8)
+    names = [
+        f"{c['rows']}x{c['in_features']} → {c['out_features']}  ({c['count']} layer{'s' * (c['count'] > 1)})"
+        for c in cases
+    ]
     axes.set_yticks(range(len(cases)), names)
     axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("time over the bare layer, %")
+    axes.axvline(100, color="black", linewidth=0.8, label="torch: the layer without updates")
+    axes.set_xlabel("time in percent of the layer without updates in torch, median; less is better")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
-    figure.legend(loc="outside lower right", ncols=2, frameon=False)
+    figure.legend(loc="outside lower right", ncols=3, frameon=False)
     axes.set_title(title, loc="left")
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None, dpi=150)
 
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     report = json.loads(arguments.report.read_text())
     cases = choose_cases(report, arguments.model, arguments.dtype, arguments.rank)
-    title = f"What a rank-{arguments.rank} LoRA costs: linear layers of {arguments.model.upper()}, {arguments.dtype}"
+    title = f"Linear layers of {arguments.model.upper()} with a LoRA of rank {arguments.rank}, {arguments.dtype}"
     draw(cases, title, arguments.picture)
 
 
