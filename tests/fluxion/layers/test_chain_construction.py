@@ -153,6 +153,28 @@ def test_keys_go_by_the_name_of_the_class() -> None:
     assert keys(fl.Chain(fl.Linear(1, 1), Linear(), nn.Linear(1, 1))) == ["Linear_1", "Linear_2", "Linear_3"]
 
 
+@pytest.mark.parametrize(
+    "names,expected",
+    [
+        ("A A A_1", "A_1 A_2 A_1_1"),
+        ("A_1 A A", "A_1_1 A_1 A_2"),
+        ("A A_2 A", "A_1 A_2_1 A_2"),
+        ("A A A_1 A_1_1", "A_1 A_2 A_1_1 A_1_1_1"),
+        ("A_1_1 A_1 A A", "A_1_1_1 A_1_1 A_1 A_2"),
+        # No key is taken twice: these stay as they are.
+        ("A A_1", "A A_1"),
+        ("A A A_3", "A_1 A_2 A_3"),
+        ("A A A_01", "A_1 A_2 A_01"),
+        ("A A A_1 A_1", "A_1 A_2 A_1_1 A_1_2"),
+    ],
+)
+def test_a_class_named_like_the_key_of_another_child_is_numbered(names: str, expected: str) -> None:
+    children = [type(name, (fl.Module,), {})() for name in names.split()]
+    chain = fl.Chain(children)
+    assert keys(chain) == expected.split()
+    assert list(chain) == children
+
+
 def test_generate_unique_names_maps_keys_to_modules() -> None:
     first, activation, second = fl.Linear(1, 1), fl.ReLU(), fl.Linear(1, 1)
     names = generate_unique_names((first, activation, second))

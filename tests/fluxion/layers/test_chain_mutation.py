@@ -1,8 +1,12 @@
 """Editing a chain: places, keys, parents and contexts."""
 
+import random
+from collections.abc import Iterable
+
 import pytest
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.layers.chain import generate_unique_names, keys as keys_module
 
 
 class Declaring(fl.Chain):
@@ -110,6 +114,51 @@ def test_pop_takes_the_last_by_default(linears: fl.Chain) -> None:
     last = linears[-1]
     assert linears.pop() is last
     assert keys(linears) == ["Linear"]
+
+
+def test_pop_of_the_second_of_its_name_takes_the_number_from_the_first() -> None:
+    chain = fl.Chain(fl.Identity(), fl.ReLU(), fl.Identity(), fl.Identity())
+    for expected in (["Identity_1", "ReLU", "Identity_2"], ["Identity", "ReLU"], ["Identity"], []):
+        chain.pop()
+        assert keys(chain) == expected
+
+
+NAMES = ["A", "A_1", "A_2", "A_3", "A_1_1", "NoneType"]
+CLASSES = [type(name, (fl.Module,), {}) for name in NAMES]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_edits_in_any_order_give_the_keys_that_construction_gives(seed: int) -> None:
+    draw = random.Random(seed)
+    classes = draw.sample(CLASSES, k=draw.randint(1, 4))
+    chain = fl.Chain()
+    children: list[fl.Module] = []
+    for _ in range(200):
+        if children and draw.random() < 0.48:
+            index = draw.choice([-1, len(children) - 1, draw.randrange(-len(children), len(children))])
+            assert chain.pop(index) is children.pop(index)
+        else:
+            children.append(draw.choice(classes)())
+            chain.append(children[-1])
+        assert list(chain) == children
+        assert list(chain._modules.items()) == list(generate_unique_names(children).items())
+
+
+def test_edits_at_the_end_do_not_name_all_children_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = fl.Chain(fl.Identity() for _ in range(6))
+    calls: list[int] = []
+
+    def counting(modules: Iterable[fl.Module]) -> dict[str, fl.Module]:
+        calls.append(1)
+        return generate_unique_names(modules)
+
+    monkeypatch.setattr(keys_module, "generate_unique_names", counting)
+    chain.append(fl.Identity())
+    for _ in range(5):
+        chain.pop()
+    assert not calls and keys(chain) == ["Identity_1", "Identity_2"]
+    chain.pop()
+    assert calls and keys(chain) == ["Identity"]
 
 
 @pytest.mark.parametrize("index", [3, -4])

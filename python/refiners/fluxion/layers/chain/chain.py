@@ -9,7 +9,7 @@ from torch import device as Device, dtype as DType, nn
 
 from refiners.fluxion.context import Context, ContextProvider, Contexts
 from refiners.fluxion.layers.chain.errors import ReturnException, chain_error, error_tree, pretty_print_args
-from refiners.fluxion.layers.chain.keys import appended, generate_unique_names
+from refiners.fluxion.layers.chain.keys import appended, generate_unique_names, popped
 from refiners.fluxion.layers.module import ContextModule, Module, WeightedModule, structural_copy
 
 if TYPE_CHECKING:
@@ -319,11 +319,10 @@ class Chain(ContextModule):
 
     def pop(self, index: int = -1) -> Module:
         """Remove and return the module at an index; raise `IndexError` if it is out of range."""
-        modules = list(self)
-        if not -len(modules) <= index < len(modules):
+        if not -len(self) <= index < len(self):
             raise IndexError("Index out of range.")
-        module = modules.pop(index)
-        self.__dict__["_modules"] = generate_unique_names(modules)
+        module = self[index]
+        self.__dict__["_modules"] = popped(self._modules, index)
         self._release(module)
         return module
 

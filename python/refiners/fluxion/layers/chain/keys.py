@@ -1,4 +1,7 @@
-"""The keys of a chain's children: the class name, numbered from 1 where it occurs more than once."""
+"""The keys of a chain's children: the class name, numbered from 1 where it occurs more than once.
+
+A class whose name is the key of another child, `Linear_1` beside two `Linear`, is numbered even if alone: `Linear_1_1`.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,31 @@ def generate_unique_names(modules: Iterable[Module]) -> dict[str, Module]:
     """Map keys to modules: `Linear_1`, `ReLU`, `Linear_2` for two linears around an activation."""
     modules = tuple(modules)
     names = [type(module).__name__ for module in modules]
-    if len(set(names)) == len(names):
-        return dict(zip(names, modules))
-    total: dict[str, int] = {}
-    for name in names:
-        total[name] = total.get(name, 0) + 1
-    numbers = dict.fromkeys(total, 0)
-    keyed: dict[str, Module] = {}
-    for name, module in zip(names, modules):
-        if total[name] > 1:
-            numbers[name] += 1
-            name = f"{name}_{numbers[name]}"
-        keyed[name] = module
+    keys: list[str] = names
+    keyed = dict(zip(keys, modules))
+    numbers: dict[str, int] = {}
+    # The names that occur twice are numbered; then those, if any, that are the key of a numbered child; and so on.
+    while len(keyed) < len(names):
+        numbers = dict.fromkeys((*numbers, *_repeated(keys)), 0)
+        keys = []
+        for name in names:
+            if name in numbers:
+                numbers[name] += 1
+                name = f"{name}_{numbers[name]}"
+            keys.append(name)
+        keyed = dict(zip(keys, modules))
     return keyed
+
+
+def _repeated(keys: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    repeated: list[str] = []
+    for key in keys:
+        if key in seen:
+            repeated.append(key)
+        else:
+            seen.add(key)
+    return repeated
 
 
 def appended(keyed: Mapping[str, Module], module: Module) -> dict[str, Module]:
@@ -32,18 +47,44 @@ def appended(keyed: Mapping[str, Module], module: Module) -> dict[str, Module]:
     The third and later modules of a name change no key before them: they cost one copy of the table and a few lookups.
     """
     name = type(module).__name__
-    if name in keyed:
+    number = _last_number(keyed, name)
+    key = f"{name}_{number + 1}" if number else name
+    if key in keyed:
         return generate_unique_names((*keyed.values(), module))
-    result = dict(keyed)
-    result[f"{name}_{_last_number(keyed, name) + 1}" if f"{name}_1" in keyed else name] = module
-    return result
+    return {**keyed, key: module}
+
+
+def popped(keyed: Mapping[str, Module], index: int) -> dict[str, Module]:
+    """Return the keys without the module at an index, as `generate_unique_names` gives them.
+
+    The last module changes no key before it, and costs one copy of the table, unless it is the second of its name or
+    its key had been the name of another.
+    """
+    kept = dict(keyed)
+    if index not in (-1, len(keyed) - 1):
+        modules = list(keyed.values())
+        del modules[index]
+        return generate_unique_names(modules)
+    key, module = kept.popitem()
+    name = type(module).__name__
+    if key == name or (key not in (f"{name}_1", f"{name}_2") and f"{key}_1" not in kept):
+        return kept
+    return generate_unique_names(kept.values())
 
 
 def _last_number(keyed: Mapping[str, Module], name: str) -> int:
+    """Return how many modules have the name and a number; by bisection, as their numbers leave none out."""
+
+    def has(number: int) -> bool:
+        module = keyed.get(f"{name}_{number}")
+        return module is not None and type(module).__name__ == name
+
+    if not has(1):
+        return 0
     low, high = 1, 2
-    while f"{name}_{high}" in keyed:
+    while has(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if f"{name}_{middle}" in keyed else (low, middle)
+        low, high = (middle, high) if has(middle) else (low, middle)
     return low
