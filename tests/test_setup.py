@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import shutil
+import sysconfig
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from setuptools import Distribution
 
 ROOT = Path(__file__).parents[1]
+PATH = os.environ["PATH"] + os.pathsep + sysconfig.get_path("scripts")  # as setup.py finds ninja
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_a_change_of_a_header_changes_the_command_of_nvcc(builder, monkeypatch, 
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="there is no compiler")
-@pytest.mark.skipif(not shutil.which("ninja"), reason="there is no ninja")
+@pytest.mark.skipif(not shutil.which("ninja", path=PATH), reason="there is no ninja")
 @pytest.mark.parametrize("command", [["c++"], ["env", "c++"]], ids=["compiler", "launcher and compiler"])
 def test_only_what_changed_is_compiled_again(command, builder, monkeypatch, tmp_path):
     write_sources(tmp_path)
@@ -178,6 +180,7 @@ def test_only_what_changed_is_compiled_again(command, builder, monkeypatch, tmp_
     with (tmp_path / "csrc/ops/op/op_cpu.cpp").open("a") as file:
         file.write('#include "../../common/header.h"\n')
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", PATH)
     for name in ("CXX", "MAX_JOBS"):
         monkeypatch.setenv(name, "")  # so that what the build sets is undone
     monkeypatch.setenv("REFINERS_BUILD_CUDA", "0")
