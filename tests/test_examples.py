@@ -1,4 +1,4 @@
-"""Every script of examples/ runs to its end, alone, and prints something."""
+"""Every script of examples/ runs to its end, alone, and prints something; one that counts its graphs has one."""
 
 import subprocess
 import sys
@@ -19,3 +19,5 @@ def test_the_example_runs(script: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+    one_graph = "graphs when compiled: 1 - breaks: 0"
+    assert (one_graph in done.stdout.splitlines()) == ("graphs when compiled" in script.read_text()), done.stdout
