@@ -8,6 +8,7 @@
 #include "bench/layer_shapes.h"
 #include "bench/report.h"
 #include "bench/suite.h"
+#include "ops/lora_linear/lora_linear_config.h"
 #include "ops/lora_linear/lora_linear_cpu_kernel.h"
 
 namespace refiners::bench {
@@ -62,12 +63,20 @@ class Operands {
   Operands(const Operands&) = delete;
   Operands& operator=(const Operands&) = delete;
 
-  // The two candidates of one instruction set. Packing depends on the weights alone, the update on the rows.
+  // What the operator runs with one instruction set: for a few rows kernels that pack nothing, else packing, which
+  // depends on the weights alone, and the update of the rows.
   std::vector<Candidate> candidates(const char* isa, const LoraLinearCpuKernels& kernels) {
     const auto floats = [&](std::int64_t count) {
       return floats_.emplace_back(static_cast<std::size_t>(count)).data();
     };
     LoraLinearParams p = params_;
+    if (p.rows <= kLoraLinearFewRows) {
+      float* d = floats(kernels.few_rows_size(p));
+      return {{std::string(isa) + " few rows", [p, &kernels, d] {
+                 kernels.project_few_rows(p, 0, p.rank, d);
+                 kernels.update_few_rows(p, 0, p.out_features, d);
+               }}};
+    }
     p.packed_down = floats(kernels.packed_down_size(p));
     p.packed_up = floats(kernels.packed_up_size(p));
     float* scratch = floats(kernels.scratch_size(p));
@@ -93,14 +102,16 @@ struct Work {
   double bytes = 0;
 };
 
-// `pack` moves the weights of the update; `update` multiplies, reads x and the packed weights, reads and writes y.
-Work work_of(bool is_pack, const LinearShape& shape, std::int64_t rank, Dtype dtype) {
+// `pack` moves the weights of the update; the others multiply, read x and the weights, which are float32 once packed,
+// and read and write y.
+Work work_of(const std::string& kernel, const LinearShape& shape, std::int64_t rank, Dtype dtype) {
   const double size = dtype == Dtype::kFloat32 ? 4 : 2;
   const auto in = static_cast<double>(shape.in_features);
   const auto out = static_cast<double>(shape.out_features);
   const auto weights = static_cast<double>(rank) * (in + out);
   const auto rows = static_cast<double>(shape.rows);
-  return is_pack ? Work{0, weights * (size + 4)} : Work{2 * rows * weights, rows * size * (in + 2 * out) + 4 * weights};
+  if (kernel.ends_with("pack")) return {0, weights * (size + 4)};
+  return {2 * rows * weights, rows * size * (in + 2 * out) + weights * (kernel.ends_with("few rows") ? size : 4)};
 }
 
 std::vector<std::pair<const char*, const LoraLinearCpuKernels*>> available_kernels() {
@@ -140,7 +151,7 @@ void run_problem(const LinearShape& shape, std::int64_t rank, const std::string&
   CpuStopwatch stopwatch;
   const Plan plan{.min_time = min_time, .max_rounds = 50};
   for (const auto& m : compare(candidates, stopwatch, plan, [&] { flusher.flush(); })) {
-    const Work work = work_of(m.name.ends_with("pack"), shape, rank, dtype);
+    const Work work = work_of(m.name, shape, rank, dtype);
     const double rate = work.flops / m.wall.best;
     table.add_row({describe(shape), std::to_string(rank), dtype_name, m.name, fixed(1e3 * m.wall.best, 3),
                    fixed(1e3 * m.wall.median, 3), fixed(100 * m.wall.spread(), 0),
@@ -181,7 +192,7 @@ void run(const CommandLine& options, const std::string& command) {
 [[maybe_unused]] const bool registered = register_suite(
     {"lora_linear_kernel",
      "The CPU kernels that lora_linear adds to a linear layer, on one core and without torch: packing the "
-     "weights of the update, and the update of the output.",
+     "weights of the update, and the update of the output; for a few rows the update without packing.",
      kOptions, run});
 
 }  // namespace
