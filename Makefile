@@ -90,6 +90,11 @@ $(VENV)/.refiners-requirements: pyproject.toml $(TORCH_READY)
 	REFINERS_BUILD_NATIVE=0 $(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
 
+# A library that was moved or deleted is built again; where none could be built, a note says why.
+ifeq ($(wildcard python/refiners/_C.* python/refiners/_build_note.txt),)
+$(shell rm -f $(INSTALLED))
+endif
+
 $(INSTALLED): $(VENV)/.refiners-requirements $(NATIVE_SOURCES)
 	$(RUN) setup.py --quiet build_ext --inplace --build-temp build/native
 	@echo $(CURDIR) > $@

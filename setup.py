@@ -97,9 +97,13 @@ def find_cuda() -> Cuda | None:
     for nvcc in (home and Path(home, "bin", "nvcc"), on_path and Path(on_path), Path("/usr/local/cuda/bin/nvcc")):
         if not nvcc or not nvcc.exists():
             continue
-        top = re.search(r"^#\$ TOP=(.*)$", run([str(nvcc), "--dryrun", "none.cu"]), re.MULTILINE)
+        try:
+            top = re.search(r"^#\$ TOP=(.*)$", run([str(nvcc), "--dryrun", "none.cu"]), re.MULTILINE)
+            release = re.search(r"release (\d+\.\d+)", run([str(nvcc), "--version"]))
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"refiners: {nvcc} is not used, it does not run: {error}", file=sys.stderr)
+            continue
         root = (nvcc.parent / top[1]).resolve() if top else nvcc.resolve().parent.parent
-        release = re.search(r"release (\d+\.\d+)", run([str(nvcc), "--version"]))
         if release and (root / "include/cuda_runtime_api.h").exists():
             return Cuda(nvcc, root, release[1], choose_architectures(nvcc))
         print(f"refiners: {nvcc} is not used, there is no complete toolkit around it", file=sys.stderr)

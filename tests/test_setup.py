@@ -96,6 +96,18 @@ def test_a_toolkit_behind_a_wrapper_script_is_found(builder, monkeypatch, tmp_pa
     assert builder.find_cuda() == (wrapper, (tmp_path / "toolkit").resolve(), "12.4", ["8.0"])
 
 
+def test_an_nvcc_that_does_not_run_is_passed_over(builder, monkeypatch, tmp_path, capsys):
+    broken = tmp_path / "bin" / "nvcc"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no toolkit here >&2\nexit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("REFINERS_BUILD_CUDA", raising=False)
+    found = builder.find_cuda()
+    assert found is None or found.nvcc != broken
+    assert f"{broken} is not used, it does not run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cxx", ["", "no-such-compiler"])
 def test_a_missing_compiler_is_a_reason_not_to_build(cxx, builder, monkeypatch):
     monkeypatch.setenv("CXX", cxx)

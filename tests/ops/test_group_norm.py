@@ -94,6 +94,13 @@ def test_a_far_mean_costs_no_precision(layout, needs_kernels):
     assert relative_error(group_norm(x, 4), expected) <= 1e-4  # x itself is rounded to 6e-5 of its deviation
 
 
+@pytest.mark.parametrize("layout", [Tensor.contiguous, channels_last])
+@pytest.mark.parametrize("value", [1000.1, 12345.6, -3e-5])
+def test_a_constant_group_gives_the_bias(value, layout, needs_kernels):
+    x, bias = layout(torch.full((2, 8, 9, 7), value)), torch.randn(8)
+    assert torch.equal(group_norm(x, 2, torch.randn(8), bias), bias.reshape(8, 1, 1).expand(2, 8, 9, 7))
+
+
 def test_the_memory_format_stays(isa):
     x = torch.randn(2, 8, 4, 4)
     assert group_norm(x, 2).is_contiguous()

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -176,9 +178,12 @@ def test_transforms_see_through(isa):
         lambda x, w, b: (x, w[0], b[:1, None]),
     ],
 )
-def test_arguments_that_disagree_raise(wrong, isa):
-    with pytest.raises(RuntimeError):
-        linear(*wrong(*make_inputs((3,), 8, 4, torch.bfloat16)))
+def test_arguments_that_disagree_raise_as_in_torch(wrong, isa):
+    arguments = wrong(*make_inputs((3,), 8, 4, torch.bfloat16))
+    with pytest.raises(RuntimeError) as expected:
+        F.linear(*arguments)
+    with pytest.raises(RuntimeError, match=re.escape(str(expected.value))):
+        linear(*arguments)
 
 
 def test_the_layer_uses_it_and_keeps_its_name(needs_kernels):

@@ -72,9 +72,8 @@ std::pair<double, double> merge(const GroupNormCell* cells, int64_t count, int64
   return {mean, squares / total};
 }
 
-// y = x · factor + offset for each channel of each sample.
-void find_factors(const GroupNormParams& p, const float* weight, const float* bias, double eps, float* factor,
-                  float* offset) {
+// y = (x - centre) · factor + offset for each channel of each sample.
+void find_factors(const GroupNormParams& p, const float* weight, double eps, float* centre, float* factor) {
   const int64_t size = p.channels / p.groups;
   for (int64_t n = 0; n < p.samples; ++n) {
     for (int64_t g = 0; g < p.groups; ++g) {
@@ -85,10 +84,8 @@ void find_factors(const GroupNormParams& p, const float* weight, const float* bi
       const double scale = 1.0 / std::sqrt(variance + eps);
       for (int64_t c = g * size; c < (g + 1) * size; ++c) {
         const int64_t i = n * p.channels + c;
-        const double slope = scale * (weight == nullptr ? 1.0 : weight[c]);
-        factor[i] = static_cast<float>(slope);
-        offset[i] = static_cast<float>((bias == nullptr ? 0.0 : bias[c]) +
-                                       ((p.add == nullptr ? 0.0 : p.add[i]) - mean) * slope);
+        centre[i] = static_cast<float>(mean - (p.add == nullptr ? 0.0 : p.add[i]));
+        factor[i] = static_cast<float>(scale * (weight == nullptr ? 1.0 : weight[c]));
       }
     }
   }
@@ -130,10 +127,14 @@ Tensor group_norm_cpu(const Tensor& x, int64_t groups, const std::optional<Tenso
     const Scratch scratch = make_scratch(2 * p.channels);
     kernels.measure(p, begin, end, scratch.get());
   });
-  const Scratch lines = make_scratch(2 * p.samples * p.channels);
-  find_factors(p, floats_of(factors), floats_of(offsets), eps, lines.get(), lines.get() + p.samples * p.channels);
-  p.factor = lines.get();
-  p.offset = lines.get() + p.samples * p.channels;
+  const int64_t vectors = p.samples * p.channels;
+  const Scratch lines = make_scratch(2 * vectors + p.channels);
+  float *centre = lines.get(), *factor = centre + vectors, *zeros = factor + vectors;
+  find_factors(p, floats_of(factors), eps, centre, factor);
+  std::fill_n(zeros, p.channels, 0.0f);
+  p.centre = centre;
+  p.factor = factor;
+  p.offset = offsets.defined() ? floats_of(offsets) : zeros;
   torch::stable::parallel_for(0, rows, grain(rows), [&](int64_t begin, int64_t end) { kernels.apply(p, begin, end); });
   return y;
 }

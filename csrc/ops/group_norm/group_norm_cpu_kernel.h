@@ -24,8 +24,9 @@ struct GroupNormParams {
   bool silu;             // afterwards
   int64_t chunks;        // channels last: into how many parts the pixels of a sample are cut
   GroupNormCell* cells;  // channels last: [samples, chunks, groups], else [samples, channels]
-  const float* factor;   // [samples, channels]: y = x · factor + offset
-  const float* offset;
+  const float* centre;   // [samples, channels]: y = (x - centre) · factor + offset; a constant group gives the offset
+  const float* factor;
+  const float* offset;  // [channels]
 };
 
 struct GroupNormCpuKernels {

@@ -168,15 +168,19 @@ struct GroupNorm {
       T* y = static_cast<T*>(p.y) + row * length;
       if (p.channels_last) {
         const int64_t first = row / p.pixels * p.channels;
-        const float *factor = p.factor + first, *offset = p.offset + first;
+        const float *centre = p.centre + first, *factor = p.factor + first, *offset = p.offset;
         apply_row(x, y, length, p.silu, [&](int64_t c, int64_t count, Reg value) __attribute__((always_inline)) {
-          if (count == V::kWidth) return V::fma(value, V::load(factor + c), V::load(offset + c));
-          return V::fma(value, load_partial<V>(factor + c, count), load_partial<V>(offset + c, count));
+          if (count == V::kWidth) {
+            return V::fma(V::sub(value, V::load(centre + c)), V::load(factor + c), V::load(offset + c));
+          }
+          return V::fma(V::sub(value, load_partial<V>(centre + c, count)), load_partial<V>(factor + c, count),
+                        load_partial<V>(offset + c, count));
         });
       } else {
-        const Reg factor = V::set(p.factor[row]), offset = V::set(p.offset[row]);
+        const Reg centre = V::set(p.centre[row]), factor = V::set(p.factor[row]);
+        const Reg offset = V::set(p.offset[row % p.channels]);
         apply_row(x, y, length, p.silu, [&](int64_t, int64_t, Reg value) __attribute__((always_inline)) {
-          return V::fma(value, factor, offset);
+          return V::fma(V::sub(value, centre), factor, offset);
         });
       }
     }

@@ -49,8 +49,8 @@ def linear(
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     elif not _has_kernel(x.dtype, x) or type(weight) not in _PLAIN:
         return F.linear(x, weight, bias)
-    if is_transformed():
-        return F.linear(x, weight, bias)
+    if is_transformed() or _disagree(x, weight, bias):
+        return F.linear(x, weight, bias)  # of arguments that disagree torch says how
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(x, weight, bias)):
         return _OPERATOR(x, weight, bias)
     with _BELOW_AUTOGRAD():  # a gradient written in Python costs as much as a small layer, also where none is recorded
@@ -65,6 +65,12 @@ def _has_kernel(dtype: torch.dtype, x: Tensor) -> bool:
         and not x.is_nested
         and native.has_kernel("linear", dtype)
     )
+
+
+def _disagree(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if weight.dtype != x.dtype or weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        return True
+    return bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1])
 
 
 def _requires_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
