@@ -18,4 +18,4 @@ test -s $results/fluxion.json
   --table $results/lora_linear_python_cpu.txt --json $results/lora_linear_python_cpu.json
 "$bench" lora_linear --device cpu --table $results/lora_linear_cpu.txt --json $results/lora_linear_cpu.json
 "$bench" lora_linear_kernel --table $results/lora_linear_kernel_cpu.txt --json $results/lora_linear_kernel_cpu.json
-"$python" benchmarks/ops/plot.py $results/lora_linear_cpu.json docs/assets/lora_linear_cpu.svg
+"$python" benchmarks/ops/plot.py $results/lora_linear_python_cpu.json docs/assets/lora_linear_cpu.svg

@@ -154,6 +154,7 @@ def test_the_debug_map_lists_keys_and_paths(model: fl.Chain) -> None:
     assert first[0] == ("before", "")
     assert dict(first[1:]).keys() == set("abcde")
     assert first[1] == ("a", "Chain.Block.Sum.Linear_1") and first[3] == ("c", "Chain.Block.Linear")
+    assert first[2] == ("b", "Chain.Block.Sum.Linear_2"), "where it stood before `a` was attached"
     second: list[tuple[str, str]] = []
     auto_attach_loras(full_set("two"), model, debug_map=second)
     assert second[0] == ("a", "Chain.Block.Sum.LoraAdapter_1") and second[2] == ("c", "Chain.Block.LoraAdapter")

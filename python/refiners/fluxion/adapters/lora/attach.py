@@ -15,11 +15,12 @@ from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 class _Slot:
     """A layer that updates can be attached to."""
 
-    __slots__ = ("adapter", "layer", "names", "parent")
+    __slots__ = ("adapter", "layer", "names", "parent", "path")
 
     def __init__(self, layer: fl.WeightedModule, parent: fl.Chain) -> None:
         self.layer = layer
         self.parent = parent
+        self.path = ""  # known where it is asked for
         self.adapter = parent if isinstance(parent, LoraAdapter) else None
         self.names = set(self.adapter.names) if self.adapter is not None else set[str]()
 
@@ -124,7 +125,8 @@ def auto_attach_loras(
         include: If given, only layers with an ancestor of one of these class names.
         exclude: No layers with an ancestor of one of these class names.
         sanity_check: Whether each update must find a layer, and each layer of a shape an update.
-        debug_map: Extended with the key and the path of the layer (or of its adapter, if it had one) of each update.
+        debug_map: Extended with the key and the path of the layer (or of its adapter, if it had one) of each update, as
+            the tree was before.
 
     Returns:
         The keys that found no layer.
@@ -135,6 +137,9 @@ def auto_attach_loras(
     attached: list[_Attachment] = []
     with collections_paused():
         slots = _Slots(target, include, exclude)
+        if debug_map is not None:  # attaching numbers the layers anew
+            for slot in slots.all:
+                slot.path = slot.layer.get_path(slot.parent)
         try:
             failed = [key for key, lora in loras.items() if not _attach(key, lora, slots, attached, debug_map)]
             if sanity_check:
@@ -164,8 +169,7 @@ def _attach(
         return False
     is_new = slot.adapter is None
     if debug_map is not None:
-        path = slot.layer.get_path(slot.parent) if slot.adapter is None else slot.adapter.get_path()
-        debug_map.append((key, path))
+        debug_map.append((key, slot.path if slot.adapter is None else slot.adapter.get_path()))
     strides = (lora.stride, lora.down.stride) if isinstance(lora, Conv2dLora) else None
     adapter = slot.attach(lora)
     if is_new:
