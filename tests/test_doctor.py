@@ -1,5 +1,7 @@
 import json
 from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +75,18 @@ def test_a_host_module_of_another_python_is_reported(monkeypatch, tmp_path, caps
     assert found["host module"]["loaded"] is False
     assert found["host module"]["problem"].startswith("built for another Python: _host.cpython-39-x86_64-linux-gnu.so")
     assert found["cpu"]["features"] is None
+
+
+@pytest.mark.parametrize("content", ["text", "half"])
+def test_a_damaged_host_module_is_reported_and_takes_nothing_down(content, monkeypatch, tmp_path, capsys):
+    host = pytest.importorskip("refiners._host", exc_type=ImportError)
+    whole = Path(host.__file__).read_bytes()
+    damaged = b"no library" if content == "text" else whole[: len(whole) // 3]
+    (tmp_path / f"_host{EXTENSION_SUFFIXES[0]}").write_bytes(damaged)
+    monkeypatch.setattr(doctor, "PACKAGE", tmp_path)
+    found = json.loads(report_of(capsys, "--json"))["host module"]
+    assert found["loaded"] is False
+    assert found["problem"].startswith(("damaged: _host", "does not load: ImportError: "))
 
 
 def test_the_forced_instruction_set_is_reported(isa_in_use, capsys):

@@ -6,9 +6,13 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -63,13 +67,35 @@ def _versions() -> dict[str, str]:
     return found
 
 
+_TRY_HOST = """
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+module_from_spec(spec_from_file_location("refiners._host", sys.argv[1]))
+"""
+
+
 def _load_host() -> tuple[Any, str | None]:
+    files = [PACKAGE / f"_host{suffix}" for suffix in EXTENSION_SUFFIXES]
+    file = next((file for file in files if file.exists()), None)
+    if file is not None and (problem := _try_host(file)):
+        return None, problem
     try:
         return import_module("refiners._host"), None
     except ImportError as error:
         others = sorted(path.name for path in PACKAGE.glob("_host.*"))
         built = f"built for another Python: {', '.join(others)}" if others else "not built"
         return None, f"{built} ({error})"
+
+
+def _try_host(file: Path) -> str | None:
+    """Load the module in a process of its own, which a damaged file may take down; give what went wrong."""
+    tried = subprocess.run([sys.executable, "-c", _TRY_HOST, str(file)], capture_output=True, text=True, check=False)
+    if tried.returncode == 0:
+        return None
+    if tried.returncode < 0:
+        return f"damaged: {file.name} ends the process that loads it with signal {-tried.returncode}"
+    lines = tried.stderr.strip().splitlines()
+    return f"does not load: {lines[-1] if lines else file.name}"
 
 
 def _cpu(host: Any) -> dict[str, Any]:
