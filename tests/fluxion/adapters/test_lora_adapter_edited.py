@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -129,3 +130,17 @@ def test_a_weight_of_another_class_keeps_its_own_linear_layer() -> None:
     adapter = make_adapter()
     adapter.target._parameters["weight"] = torch.randn(6, 8).as_subclass(Halved)
     assert agrees(adapter)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.5, "scale must be a dict of multipliers by name, got float"),
+        ({"style": "1"}, "the scale of 'style' must be a number or a tensor, got str"),
+    ],
+)
+def test_a_scale_of_another_type_is_refused(value: Any, message: str) -> None:
+    adapter = make_adapter()
+    with pytest.raises(TypeError, match=message):
+        adapter.scale = value
+    assert adapter.scale == {"style": 1.0}

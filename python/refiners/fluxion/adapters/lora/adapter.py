@@ -95,13 +95,22 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
 
     @property
     def scale(self) -> dict[str, Any]:
-        """The multipliers by name. Assign a dict to change those it names; `KeyError` for an unknown name."""
+        """The multipliers by name. Assign a dict to change those it names.
+
+        Raises:
+            KeyError: If a name is unknown; nothing has changed.
+            TypeError: If the value is no dict, or a multiplier neither a number nor a tensor.
+        """
         return self.scales
 
     @scale.setter
     def scale(self, values: Mapping[str, float | Tensor]) -> None:
+        if not isinstance(values, Mapping):
+            raise TypeError(f"scale must be a dict of multipliers by name, got {type(values).__name__}")
         loras = self.loras
-        for name in values:
+        for name, value in values.items():
+            if not isinstance(value, (int, float, Tensor)):
+                raise TypeError(f"the scale of {name!r} must be a number or a tensor, got {type(value).__name__}")
             if name not in loras:
                 raise KeyError(f"no LoRA is named {name!r}, there are: {', '.join(loras) or 'none'}")
         for name, value in values.items():
