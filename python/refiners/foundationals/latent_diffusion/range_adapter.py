@@ -1,6 +1,7 @@
 """Conditioning on a number from a range, such as the timestep of a diffusion process."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -8,6 +9,8 @@ from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters import Adapter
+from refiners.fluxion.layers.watched import is_watched
+from refiners.foundationals.latent_diffusion.reuse import Reused
 
 
 def compute_sinusoidal_embedding(
@@ -55,6 +58,7 @@ class RangeEncoder(fl.Chain):
     ) -> None:
         self.sinusoidal_embedding_dim = sinusoidal_embedding_dim
         self.embedding_dim = embedding_dim
+        self._reused = Reused()
         super().__init__(
             fl.Lambda(self.compute_sinusoidal_embedding),
             fl.Converter(set_device=False, set_dtype=True),
@@ -62,6 +66,12 @@ class RangeEncoder(fl.Chain):
             fl.SiLU(),
             fl.Linear(embedding_dim, embedding_dim, device=device, dtype=dtype),
         )
+
+    def forward(self, x: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1 embedding_dim"]:
+        layers = tuple(self)
+        if len(layers) != 5 or any(is_watched(layer) for layer in (*layers[:2], layers[3])):
+            return super().forward(x)
+        return self._reused(super().forward, x, (layers[2], layers[4]))
 
     def compute_sinusoidal_embedding(self, x: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1 embedding_dim"]:
         """Embed numbers in the first layer's dimension."""
@@ -101,6 +111,7 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
         """
         self.channels = channels
         self.embedding_dim = embedding_dim
+        self._reused = Reused()
         with self.setup_adapter(target):
             super().__init__(
                 target,
@@ -111,6 +122,21 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
                     fl.Reshape(channels, 1, 1),
                 ),
             )
+
+    def forward(self, *args: Any) -> Tensor:
+        target, *others = self
+        projection = others[0] if len(others) == 1 else None
+        if type(projection) is not fl.Chain or len(projection) != 4:
+            return super().forward(*args)
+        use_context, activation, linear, reshape = projection
+        if any(is_watched(layer) for layer in (projection, use_context, activation, reshape)):
+            return super().forward(*args)
+
+        def project(embedding: Tensor) -> Tensor:
+            return linear(activation(embedding))
+
+        shift = self._reused(project, use_context(), (linear,))
+        return target(*args) + reshape(shift)
 
     @property
     def context_key(self) -> str:
