@@ -147,6 +147,10 @@ class Chain(ContextModule):
         wrapped, original = chain_error(error, self, name, args)
         raise wrapped from original
 
+    def _hint(self, *args: Any) -> str:
+        """Say what may be the cause when a child fails that was called with `args`. To be overridden."""
+        return ""
+
     def _show_error_in_tree(self, name: str, /, max_lines: int = 20) -> str:
         return error_tree(self, name, max_lines)
 

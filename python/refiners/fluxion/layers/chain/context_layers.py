@@ -23,7 +23,8 @@ class UseContext(ContextModule):
         key: The entry.
 
     Raises:
-        AssertionError: When called, if the context or the entry is not set.
+        AssertionError: When called, if the context or the entry is not set. If a chain above has a method
+            `set_<key>`, the message names it.
     """
 
     def __init__(self, context: str, key: str) -> None:
@@ -37,13 +38,20 @@ class UseContext(ContextModule):
         parent = self._parent
         context = parent[0]._provider._visible.get(self.context) if parent else None
         if context is None:
-            context = self.use_context(self.context)
+            context = self.ensure_parent.provider.get_context(self.context)
+        if context is None:
+            raise AssertionError(f"Context {self.context} not found.{self._remedy()}")
         if not context:
-            raise AssertionError(f"context {self.context} is unset")
+            raise AssertionError(f"context {self.context} is unset{self._remedy()}")
         value = context.get(self.key)
         if value is None:
-            raise AssertionError(f"context entry {self.context}.{self.key} is unset")
+            raise AssertionError(f"context entry {self.context}.{self.key} is unset{self._remedy()}")
         return self.func(value)
+
+    def _remedy(self) -> str:
+        setter = f"set_{self.key}"
+        above = next((chain for chain in self.get_parents() if callable(getattr(type(chain), setter, None))), None)
+        return "" if above is None else f": call {type(above).__name__}.{setter} first"
 
     def compose(self, func: Callable[[Any], Any]) -> Self:
         """Return `func(entry)` instead of the entry. A second call replaces the function."""

@@ -56,7 +56,12 @@ def _view(chain: Chain, name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
         tree = error_tree(chain, name, _MAX_TREE_LINES)
     except Exception as failure:  # the layers are the user's: what they say of themselves may fail
         tree = f">>> {type(chain).__name__}.{name} (<{type(failure).__name__} in the drawing>)"
-    return (tree, pretty_print_args(*args)) if args else (tree,)
+    lines = (tree, pretty_print_args(*args)) if args else (tree,)
+    try:
+        hint = chain._hint(*args)
+    except Exception as failure:
+        hint = f"<{type(failure).__name__} in the hint of {type(chain).__name__}>"
+    return (*lines, hint) if hint else lines
 
 
 def _message(error: BaseException) -> str:
