@@ -47,7 +47,7 @@ def no_grad():
 
 def test_an_unchanged_tensor_is_computed_once() -> None:
     counted, reused, x = Counted(linear()), Reused(), torch.randn(2, 4)
-    results = [reused(counted, x, (counted.layer,)) for _ in range(3)]
+    results = [reused.rows(counted, x, (counted.layer,)) for _ in range(3)]
     assert counted.rows == [2]
     assert all(result is results[0] for result in results)
     assert torch.equal(results[0], counted.layer(x))
@@ -57,9 +57,11 @@ def test_rows_of_a_table_are_computed_together() -> None:
     counted, reused, table = Counted(linear()), Reused(), torch.randn(5, 4)
     expected = counted.layer(table)
     for row in (0, 3, 4):
-        torch.testing.assert_close(reused(counted, table[row], (counted.layer,)), expected[row])
-        torch.testing.assert_close(reused(counted, table[row].unsqueeze(0), (counted.layer,)), expected[row : row + 1])
-    torch.testing.assert_close(reused(counted, table[1:4], (counted.layer,)), expected[1:4])
+        torch.testing.assert_close(reused.rows(counted, table[row], (counted.layer,)), expected[row])
+        torch.testing.assert_close(
+            reused.rows(counted, table[row].unsqueeze(0), (counted.layer,)), expected[row : row + 1]
+        )
+    torch.testing.assert_close(reused.rows(counted, table[1:4], (counted.layer,)), expected[1:4])
     assert counted.rows == [5]
 
 
@@ -82,7 +84,7 @@ def test_parts_that_are_no_rows_are_themselves(part: Callable[[Tensor], Tensor])
     x = x if x.shape[-1] == 4 else x[..., :4]
     layer = linear()
     for _ in range(2):
-        torch.testing.assert_close(reused(layer, x, (layer,)), layer(x))
+        torch.testing.assert_close(reused.rows(layer, x, (layer,)), layer(x))
 
 
 CHANGES: dict[str, Callable[[fl.Linear, Tensor], object]] = {
@@ -102,9 +104,9 @@ CHANGES: dict[str, Callable[[fl.Linear, Tensor], object]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
 def test_a_change_is_seen(change: Callable[[fl.Linear, Tensor], object]) -> None:
     layer, reused, x = linear(), Reused(), torch.randn(2, 4)
-    before = reused(layer, x, (layer,)).clone()
+    before = reused.rows(layer, x, (layer,)).clone()
     change(layer, x)
-    after = reused(layer, x, (layer,))
+    after = reused.rows(layer, x, (layer,))
     assert not torch.equal(after, before)
     assert torch.equal(after, layer(x))
 
@@ -116,7 +118,7 @@ def test_a_change_of_a_lora_is_seen(tensor_scale: bool) -> None:
     lora = adapter.loras["a"]
 
     def result() -> Tensor:
-        return reused(counted, x, (adapter,)).clone()
+        return reused.rows(counted, x, (adapter,)).clone()
 
     results = [result(), result()]
     assert counted.rows == [2]
@@ -139,30 +141,30 @@ def test_a_change_of_a_lora_is_seen(tensor_scale: bool) -> None:
 
 def test_a_change_of_another_dependency_is_seen() -> None:
     reused, x, other = Reused(), torch.randn(2, 4), torch.randn(4)
-    assert torch.equal(reused(lambda x: x + other, x, (other,)), x + other)
+    assert torch.equal(reused.rows(lambda x: x + other, x, (other,)), x + other)
     other.add_(1)
-    assert torch.equal(reused(lambda x: x + other, x, (other,)), x + other)
+    assert torch.equal(reused.rows(lambda x: x + other, x, (other,)), x + other)
 
 
 def test_nothing_is_kept_where_gradients_are_recorded() -> None:
     layer, reused, x = linear(), Reused(), torch.randn(2, 4)
-    reused(layer, x, (layer,))
+    reused.rows(layer, x, (layer,))
     with torch.enable_grad():
-        assert reused(layer, x, (layer,)).requires_grad
+        assert reused.rows(layer, x, (layer,)).requires_grad
 
 
 def test_nothing_is_kept_of_a_module_with_a_hook() -> None:
     counted, reused, x = Counted(linear()), Reused(), torch.randn(2, 4)
     counted.layer.register_forward_hook(lambda module, args, output: output + 1)
-    reused(counted, x, (counted.layer,))
-    reused(counted, x, (counted.layer,))
+    reused.rows(counted, x, (counted.layer,))
+    reused.rows(counted, x, (counted.layer,))
     assert counted.rows == [2, 2]
 
 
 def test_nothing_is_kept_of_an_unknown_module() -> None:
     counted, reused, x = Counted(fl.Chain(linear())), Reused(), torch.randn(2, 4)
-    reused(counted, x, (counted.layer,))
-    reused(counted, x, (counted.layer,))
+    reused.rows(counted, x, (counted.layer,))
+    reused.rows(counted, x, (counted.layer,))
     assert counted.rows == [2, 2]
 
 
@@ -170,23 +172,23 @@ def test_inference_mode_and_autocast_call_the_function() -> None:
     counted, reused = Counted(linear()), Reused()
     with torch.inference_mode():
         x = torch.randn(2, 4)
-        reused(counted, x, (counted.layer,))
+        reused.rows(counted, x, (counted.layer,))
         x.add_(1)
-        assert torch.equal(reused(counted, x, (counted.layer,)), counted.layer(x))
+        assert torch.equal(reused.rows(counted, x, (counted.layer,)), counted.layer(x))
     x = torch.randn(2, 4)
-    plain = reused(counted, x, (counted.layer,))
+    plain = reused.rows(counted, x, (counted.layer,))
     with torch.autocast("cpu", torch.bfloat16):
-        assert reused(counted, x, (counted.layer,)).dtype == torch.bfloat16
-    assert reused(counted, x, (counted.layer,)) is plain
+        assert reused.rows(counted, x, (counted.layer,)).dtype == torch.bfloat16
+    assert reused.rows(counted, x, (counted.layer,)) is plain
 
 
 def test_vmap_sees_the_function() -> None:
     layer, reused, x = linear(), Reused(), torch.randn(3, 2, 4)
-    torch.testing.assert_close(torch.vmap(lambda x: reused(layer, x, (layer,)))(x), layer(x))
+    torch.testing.assert_close(torch.vmap(lambda x: reused.rows(layer, x, (layer,)))(x), layer(x))
 
 
 def test_copies_start_empty() -> None:
     layer, reused, x = linear(), Reused(), torch.randn(2, 4)
-    reused(layer, x, (layer,))
+    reused.rows(layer, x, (layer,))
     for other in (copy.deepcopy(reused), pickle.loads(pickle.dumps(reused))):
         assert vars(other) == vars(Reused())

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from jaxtyping import Shaped
 from torch import Size, Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.context import Contexts
+from refiners.foundationals.latent_diffusion.reuse import Reused
+
+
+class Distribute(fl.Distribute):
+    """Call the i-th child with the i-th argument; from the second on, keep what they make of an unchanged one.
+
+    The keys and values of a prompt are the same at each step.
+    """
+
+    def __init__(self, *layers: fl.Module) -> None:
+        self._reused = [Reused() for _ in layers]
+        super().__init__(*layers)
+
+    def forward(self, *args: Any) -> tuple[Any, ...]:
+        if len(args) != len(self) or len(args) > len(self._reused):
+            return super().forward(*args)
+        results: list[Any] = []
+        for arg, (name, layer), reused in zip(args, self._modules.items(), self._reused):
+            call = partial(self._call_layer, layer, name)
+            results.append(reused.rows(call, arg, (layer,)) if results and isinstance(arg, Tensor) else call(arg))
+        return tuple(results)
+
+    def _show_only_tag(self) -> bool:
+        return True
 
 
 class CrossAttentionBlock(fl.Chain):
@@ -50,6 +77,17 @@ class CrossAttentionBlock(fl.Chain):
         self.context_key = context_key
         self.num_heads = num_heads
         self.use_bias = use_bias
+        attention = fl.Attention(
+            embedding_dim,
+            num_heads=num_heads,
+            key_embedding_dim=context_embedding_dim,
+            value_embedding_dim=context_embedding_dim,
+            use_bias=use_bias,
+            device=device,
+            dtype=dtype,
+        )
+        projections = attention.layer("Distribute", fl.Distribute)
+        attention.replace(projections, Distribute(*projections))
         super().__init__(
             fl.Residual(
                 fl.LayerNorm(embedding_dim, device=device, dtype=dtype),
@@ -60,15 +98,7 @@ class CrossAttentionBlock(fl.Chain):
                 fl.Parallel(
                     fl.Identity(), fl.UseContext(self.context, context_key), fl.UseContext(self.context, context_key)
                 ),
-                fl.Attention(
-                    embedding_dim,
-                    num_heads=num_heads,
-                    key_embedding_dim=context_embedding_dim,
-                    value_embedding_dim=context_embedding_dim,
-                    use_bias=use_bias,
-                    device=device,
-                    dtype=dtype,
-                ),
+                attention,
             ),
             fl.Residual(
                 fl.LayerNorm(embedding_dim, device=device, dtype=dtype),
@@ -152,9 +182,7 @@ class CrossAttentionBlock2d(fl.Residual):
         dtype: DType | None = None,
     ) -> None:
         if channels % num_attention_heads != 0:
-            raise AssertionError(
-                f"channels {channels} must be divisible by num_attention_heads {num_attention_heads}"
-            )
+            raise AssertionError(f"channels {channels} must be divisible by num_attention_heads {num_attention_heads}")
         self.channels = channels
         self.in_channels = channels
         self.out_channels = channels

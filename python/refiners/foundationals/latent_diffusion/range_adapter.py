@@ -71,7 +71,7 @@ class RangeEncoder(fl.Chain):
         layers = tuple(self)
         if len(layers) != 5 or any(is_watched(layer) for layer in (*layers[:2], layers[3])):
             return super().forward(x)
-        return self._reused(super().forward, x, (layers[2], layers[4]))
+        return self._reused.rows(super().forward, x, (layers[2], layers[4]))
 
     def compute_sinusoidal_embedding(self, x: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1 embedding_dim"]:
         """Embed numbers in the first layer's dimension."""
@@ -135,7 +135,7 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
         def project(embedding: Tensor) -> Tensor:
             return linear(activation(embedding))
 
-        shift = self._reused(project, use_context(), (linear,))
+        shift = self._reused.rows(project, use_context(), (linear,))
         return target(*args) + reshape(shift)
 
     @property

@@ -26,59 +26,71 @@ class _Entry(NamedTuple):
 
 
 class Reused:
-    """The last result of a function that treats the rows of a tensor one by one.
+    """The last result of a function, as long as nothing that it depends on has changed.
 
-    Where the tensor is some rows of a larger one, as the timestep of a step is one of those of all steps, the function is
-    called with all rows, and the same rows of its result are given. A result belongs to the very tensors it was made of,
-    as long as no in-place change, cast or move has touched them. Like autograd, this sees changes by their version
-    counters, not those that were written through `.data`.
+    A result belongs to the very tensors it was made of, while no in-place change, cast or move has touched them. Like
+    autograd, this sees changes by their version counters, not those that were written through `.data`.
 
     The function is simply called where a result could be wrong or in the way: while gradients are recorded, under
-    `torch.func` and autocast, while compiling or capturing a graph, and for tensors without a version counter, which are
-    those made in inference mode.
+    `torch.func` and autocast, while compiling or capturing a graph, for tensors without a version counter, which are
+    those made in inference mode, and where a module is no plain `fl.Linear` or `LoraAdapter` of one.
     """
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None  # replaced as a whole, for threads that share it
 
-    def __call__(
-        self, function: Callable[[Tensor], Tensor], x: Tensor, depends_on: Sequence[fl.Module | Tensor]
-    ) -> Tensor:
-        """Give `function(x)`.
+    def __call__(self, function: Callable[[], Tensor], depends_on: Sequence[fl.Module | Tensor]) -> Tensor:
+        """Give `function()`.
+
+        Args:
+            function: The function.
+            depends_on: The tensors and modules that its result depends on.
+        """
+        found = self._find(function, depends_on)
+        return function() if found is None else found
+
+    def rows(self, function: Callable[[Tensor], Tensor], x: Tensor, depends_on: Sequence[fl.Module | Tensor]) -> Tensor:
+        """Give `function(x)`, of a function that treats the rows of its argument one by one.
+
+        Where `x` is some rows of a larger tensor, as the timestep of a step is one of those of all steps, the function
+        is called with all rows, and the same rows of its result are given.
 
         Args:
             function: The function.
             x: Its argument.
-            depends_on: All else that the result depends on: tensors, and modules. The function is simply called unless
-                they are plain `fl.Linear` layers or `LoraAdapter`s of such.
+            depends_on: The tensors and modules, besides the argument, that its result depends on.
         """
-        if not _is_ordinary(x):
-            return function(x)
         table, rows = _table_of(x)
-        tensors, numbers = [table], list[object]()
-        if not all(_add(item, tensors, numbers) for item in depends_on) or any(t.is_inference() for t in tensors):
+        found = self._find(lambda: function(table), (table, *depends_on))
+        if found is None:
             return function(x)
-        if x.is_cuda:
-            numbers.append(torch.cuda.current_stream(x.device).cuda_stream)  # no other waits for what is queued on it
+        return found if rows is None else found[rows]
+
+    def _find(self, function: Callable[[], Tensor], depends_on: Sequence[fl.Module | Tensor]) -> Tensor | None:
+        """Give the result, computed now if need be; None where it must not be kept."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
+            return None
+        tensors, numbers = list[Tensor](), list[object]()
+        if not all(_add(item, tensors, numbers) for item in depends_on):
+            return None
+        first = tensors[0]
+        if any(tensor.is_inference() for tensor in tensors) or first.is_meta or is_autocast(first):
+            return None
+        if first.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return None  # a replay would read the result after it was dropped
+            numbers.append(torch.cuda.current_stream(first.device).cuda_stream)  # no other waits for what this one does
         state = [(tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors] + numbers
         entry = self._entry
         if entry is None or entry.state != state or any(a is not b for a, b in zip(entry.tensors, tensors)):
-            self._entry = entry = _Entry(tensors, state, function(table))
-        return entry.result if rows is None else entry.result[rows]
+            self._entry = entry = _Entry(tensors, state, function())
+        return entry.result
 
     def __deepcopy__(self, memo: object) -> Reused:
         return Reused()
 
     def __reduce__(self) -> tuple[type[Reused], tuple[()]]:
         return Reused, ()
-
-
-def _is_ordinary(x: Tensor) -> bool:
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta:
-        return False
-    if is_transformed() or is_autocast(x):
-        return False
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _table_of(x: Tensor) -> tuple[Tensor, int | slice | None]:
@@ -102,14 +114,12 @@ def _add(item: fl.Module | Tensor, tensors: list[Tensor], numbers: list[object])
     """Append the tensors and numbers that stand for an item; False where they do not tell all."""
     if isinstance(item, Tensor):
         tensors.append(item)
-        return True
+        return type(item) is Tensor or type(item) is nn.Parameter
     if type(item) is fl.Linear:
         weight, bias = item._parameters.get("weight"), item._parameters.get("bias")
         if is_watched(item) or type(weight) is not nn.Parameter or "bias" not in item._parameters:
             return False
-        tensors.append(weight)
-        if bias is not None:
-            tensors.append(bias)
+        tensors += [weight] if bias is None else [weight, bias]
         return True
     if not isinstance(item, LoraAdapter) or is_watched(item):
         return False
