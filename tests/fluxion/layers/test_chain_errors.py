@@ -105,6 +105,15 @@ def test_a_failing_child_is_shown_in_a_long_chain() -> None:
     assert len(message.splitlines()) < 60
 
 
+def test_the_tree_in_a_message_is_cut_in_depth_and_length() -> None:
+    deep = fl.Chain(fl.Chain(fl.Chain(fl.Chain(fl.Sigmoid()))))
+    leaves = [layer for _ in range(30) for layer in (fl.Identity(), fl.ReLU())]
+    message = message_of(fl.Chain(fl.Lambda(fail), deep, *leaves))
+    drawing = message.split("-" * 15 + "\n")[1].splitlines()
+    assert drawing[0] == "(CHAIN)" and len(drawing) <= 11
+    assert drawing[4] == "    │       └── (CHAIN) ..." and "Sigmoid" not in message
+
+
 def test_a_failing_child_is_shown_among_equal_ones() -> None:
     def fail_third(_x: int, count: list[int] = []) -> int:  # noqa: B006
         count.append(1)
