@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 if TYPE_CHECKING or importlib.util.find_spec("torch") is None:  # without it, run() below builds nothing
     from setuptools.command.build_ext import build_ext as BuildExtension
@@ -170,6 +171,15 @@ def load_library_file() -> ModuleType:
     return module
 
 
+class PackageBuild(build_py):
+    """Copies the package to a folder that holds nothing else: what an earlier build left there would be installed."""
+
+    def run(self) -> None:
+        """Empty the folder, then copy; the libraries come after, and their objects are kept elsewhere."""
+        shutil.rmtree(Path(self.build_lib, "refiners"), ignore_errors=True)
+        super().run()
+
+
 class NativeBuild(BuildExtension):
     """Compiles the sources, a group for each set of flags, and links the two extensions."""
 
@@ -296,5 +306,5 @@ if __name__ == "__main__":
     os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, of an environment that is not activated
     setup(
         ext_modules=[Extension("refiners._C", [], py_limited_api=True), Extension("refiners._host", [])],
-        cmdclass={"build_ext": NativeBuild},
+        cmdclass={"build_py": PackageBuild, "build_ext": NativeBuild},
     )

@@ -119,6 +119,13 @@ def test_the_environment_that_steers_is_shown(monkeypatch):
     assert doctor.report()["environment"]["REFINERS_CPU_ISA"] == "avx2"
 
 
+def test_a_variable_that_nothing_reads_is_named(monkeypatch, capsys):
+    assert doctor.report()["unknown variables"] == {}
+    monkeypatch.setenv("REFINERS_CPU_IAS", "avx2")
+    assert doctor.report()["unknown variables"] == {"REFINERS_CPU_IAS": "nothing reads it; is REFINERS_CPU_ISA meant?"}
+    assert "unknown variables:\n  REFINERS_CPU_IAS: nothing reads it; is REFINERS_CPU_ISA meant?" in report_of(capsys)
+
+
 def test_the_real_host_module_is_used_where_it_is_there():
     host = pytest.importorskip("refiners._host", exc_type=ImportError)
     features = {name for name, there in host.cpu_features().items() if there}

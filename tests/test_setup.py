@@ -1,8 +1,11 @@
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -218,3 +221,17 @@ def test_only_what_changed_is_compiled_again(command, builder, monkeypatch, tmp_
     assert compiled() == {"op_cpu"}
     monkeypatch.setattr(builder, "CXX_FLAGS", [*builder.CXX_FLAGS, "-DANOTHER"])
     assert compiled() == everything
+
+
+def test_what_an_earlier_build_left_is_not_packed(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for path in ("python/refiners/__init__.py", "python/refiners/kept.py", "lib/refiners/removed/__init__.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", "lib", "bdist_wheel"]
+    environment = {**os.environ, "REFINERS_BUILD_NATIVE": "0"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("refiners/")}
+    assert packed == {"refiners/__init__.py", "refiners/kept.py"}

@@ -20,6 +20,7 @@ import torch
 from refiners import __version__
 from refiners.ops.library import CUDA_DTYPES, PACKAGE, NativeLibrary, native
 from refiners.ops.lora_block import limit_of, lora_block_cache
+from refiners.ops.settings import unknown_variables
 
 _DTYPES = (*CUDA_DTYPES, torch.float64)
 _PACKAGES = ("safetensors", "numpy", "pillow", "jaxtyping")
@@ -54,6 +55,7 @@ def report() -> dict[str, Any]:
             "limit MiB": limit_of(torch.device("cpu")) / 2**20,
         },
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("REFINERS_")},
+        "unknown variables": unknown_variables(),
     }
 
 

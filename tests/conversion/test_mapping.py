@@ -184,3 +184,16 @@ def test_a_parameter_of_the_model_itself_is_named() -> None:
     target.register_parameter("gain", nn.Parameter(torch.zeros(1)))
     with pytest.raises(KeyError, match="'gain' of the target has no counterpart"):
         converter_of(source, target).run((torch.randn(1, 2),))
+
+
+def test_a_state_dict_is_converted_without_its_models() -> None:
+    source = {"x.weight": torch.ones(1), "x.bias": torch.zeros(1), "y.z.weight": torch.full((1,), 2.0)}
+    target = {"a.b.weight": torch.empty(1), "c.weight": torch.empty(1), "c.bias": torch.empty(1)}
+    converted = ModelConverter._convert_state_dict(
+        source_state_dict=source, target_state_dict=target, state_dict_mapping={"c": "x", "a.b": "y.z"}
+    )
+    assert list(converted) == list(target)
+    assert converted["a.b.weight"] is source["y.z.weight"]
+    assert converted["c.weight"] is source["x.weight"] and converted["c.bias"] is source["x.bias"]
+    with pytest.raises(KeyError, match=r"'a.b.weight' of the target has no counterpart"):
+        ModelConverter._convert_state_dict(source, target, {"c": "x"})

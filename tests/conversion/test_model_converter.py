@@ -128,6 +128,20 @@ def test_run_converts_and_the_models_agree(converter: ModelConverter, x: Tensor)
     assert converter.run((x,)), "running a finished conversion again says so"
 
 
+def test_run_continues_from_the_stage_it_is_at(
+    converter: ModelConverter, x: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    converter.target_model.register_parameter("gain", nn.Parameter(torch.ones(1)))
+    with pytest.raises(KeyError, match="'gain'"):
+        converter.run((x,))
+    assert converter.stage == ConversionStage.BASIC_LAYERS_MATCH
+    del converter.target_model.gain
+    converter.verbose = True
+    assert converter.run((x,))
+    printed = capsys.readouterr().out
+    assert "Stage 0 -> 1" not in printed and "Stage 1 -> 2" in printed and "Stage 2 -> 3" in printed
+
+
 def test_run_succeeds_whatever_the_random_stream(x: Tensor) -> None:
     for seed in range(20):
         manual_seed(seed)

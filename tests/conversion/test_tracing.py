@@ -78,6 +78,18 @@ def test_arguments_may_be_positional_and_keyword(args: Any) -> None:
     assert converter_of(Pair(), Pair()).run(args)
 
 
+def test_only_a_dict_with_exactly_the_two_keys_is_split() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, positional: Tensor) -> Tensor:
+            return self.linear(positional)
+
+    assert converter_of(Keyword(), Keyword()).run({"positional": torch.ones(1, 2)})
+
+
 def test_the_target_may_have_its_own_arguments() -> None:
     source, target = nn.Sequential(nn.Linear(2, 2)), Pair()
     assert converter_of(source, target).run((torch.ones(1, 2),), {"x": torch.ones(1, 2), "scale": 1.0})

@@ -87,6 +87,9 @@ def test_a_failed_check_gives_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--steps", "0"], "argument --steps: expected a whole number of at least 1, got '0'"),
         (["--seed", "-1"], "argument --seed: expected"),
         (["--seed", "x"], "argument --seed: expected a whole number of at least 0, got 'x'"),
+        (["--seed", str(2**64)], f"argument --seed: expected a whole number of at most {2**64 - 1}, got '{2**64}'"),
+        (["--seed", "9" * 10_000], f"at most {2**64 - 1}, got '{'9' * 37}...'"),
+        (["--steps", str(2**63)], f"argument --steps: expected a whole number of at most {2**63 - 1}, got"),
         (["--sampling-steps", "1.5"], "got '1.5'"),
         (["--step", "3"], "unrecognized arguments: --step 3"),
         (["--out", __file__], "is not a folder"),
@@ -101,6 +104,18 @@ def test_a_bad_option_is_one_line_and_code_2(
     captured = capsys.readouterr()
     assert end.value.code == 2 and captured.out == ""
     assert captured.err.count("\n") == 1 and expected in captured.err
+
+
+def test_the_greatest_seed_is_one() -> None:
+    options = parse_options(["--seed", str(2**64 - 1), "--sampling-steps", "1"])
+    assert options.seed == 2**64 - 1
+    assert Story(options).generator.initial_seed() in (2**64 - 1, -1)  # torch may give it back as a signed number
+
+
+def test_a_seed_that_is_too_great_stops_the_training_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--seed", str(2**64)])
+    assert f"at most {2**64 - 1}" in capsys.readouterr().err
 
 
 def test_a_bad_option_stops_the_demo() -> None:

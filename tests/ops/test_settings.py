@@ -1,6 +1,11 @@
+import re
+from pathlib import Path
+
 import pytest
 
-from refiners.ops.settings import OPERATORS, Settings, read_settings
+from refiners.ops.settings import OPERATORS, VARIABLES, Settings, read_settings, unknown_variables
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_nothing_set_asks_for_nothing():
@@ -42,3 +47,20 @@ def test_the_size_of_the_cache_is_a_whole_number():
     wrong = read_settings({"REFINERS_CACHE_MIB": "-1"})
     assert wrong.cache_mib is None
     assert wrong.problems == ("REFINERS_CACHE_MIB: give a whole number of MiB, 0 for no cache; got -1",)
+
+
+def test_a_variable_that_nothing_reads_is_named_with_what_may_be_meant():
+    environment = dict.fromkeys(["REFINERS_DISABLE_NATIV", "REFINERS_QQ", "OTHER", *VARIABLES], "1")
+    assert unknown_variables(environment) == {
+        "REFINERS_DISABLE_NATIV": "nothing reads it; is REFINERS_DISABLE_NATIVE meant?",
+        "REFINERS_QQ": f"nothing reads it; there are {', '.join(VARIABLES)}",
+    }
+
+
+def test_every_variable_that_is_read_is_known():
+    read = re.compile(r'(?:environ(?:ment)?(?:\.get|\.pop|\.setdefault)?|getenv)[\[(]\s*"(REFINERS_\w+)"')
+    sources = [
+        path for folder in ("python", "tests", "benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")
+    ]
+    found = {name for path in [ROOT / "setup.py", *sources] for name in read.findall(path.read_text())}
+    assert {"REFINERS_BUILD_CUDA", "REFINERS_CPU_ISA"} <= found <= set(VARIABLES)

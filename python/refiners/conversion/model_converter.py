@@ -19,7 +19,7 @@ from refiners.conversion.signatures import (
     unknown_weighted_leaves,
 )
 from refiners.conversion.tracing import ModuleArgs, ModuleArgsDict, run_observed
-from refiners.conversion.transfer import transferred_state_dict
+from refiners.conversion.transfer import convert_state_dict, transferred_state_dict
 from refiners.fluxion.utils import save_to_safetensors
 
 __all__ = ["TORCH_BASIC_LAYERS", "ConversionStage", "ModelConverter", "ModelTypeShape", "ModuleArgsDict"]
@@ -235,6 +235,13 @@ class ModelConverter:
         except Exception as error:
             self._log(f"The comparison raised {type(error).__name__}: {error}")
             return False
+
+    @staticmethod
+    def _convert_state_dict(
+        source_state_dict: dict[str, Tensor], target_state_dict: dict[str, Tensor], state_dict_mapping: dict[str, str]
+    ) -> dict[str, Tensor]:
+        """Give each key of the target the tensor of its counterpart; the mapping is as `map_state_dicts` gives it."""
+        return convert_state_dict(source_state_dict, target_state_dict, state_dict_mapping)
 
     def _increment_stage(self) -> None:
         self.stage = ConversionStage(self.stage.value + 1)

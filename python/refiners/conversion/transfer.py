@@ -1,6 +1,7 @@
 """Build the state dict of a model from that of another one, given which layer stands for which."""
 
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -12,8 +13,6 @@ def transferred_state_dict(
 ) -> dict[str, Tensor]:
     """Build the state dict of the target from the tensors of the source, parameters and buffers.
 
-    A key belongs to the innermost module of the mapping that contains it: a layer brings along whatever is inside it.
-
     Args:
         source: The model that has the tensors.
         target: The model whose keys are wanted.
@@ -23,17 +22,39 @@ def transferred_state_dict(
     Raises:
         KeyError: If a key of the target belongs to no layer of the mapping, or the source lacks its counterpart.
     """
-    source_tensors: dict[str, Tensor] = source.state_dict()
-    first_names = _first_names(target)
+    return convert_state_dict(source.state_dict(), target.state_dict(), mapping, keep, _first_names(target))
+
+
+def convert_state_dict(
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    mapping: Mapping[str, str],
+    keep: Collection[str] = (),
+    first_names: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Tensor]:
+    """Give each key of a state dict the tensor that another one has under the name of the counterpart.
+
+    A key belongs to the innermost module of the mapping that contains it: a layer brings along whatever is inside it.
+
+    Args:
+        source: The state dict that has the tensors.
+        target: The state dict whose keys are wanted.
+        mapping: The names of the target's layers, each with its counterpart in the source.
+        keep: Names of layers of the target that keep their own tensors.
+        first_names: For the further names of a layer of the target, the one that the mapping and `keep` know it by.
+
+    Raises:
+        KeyError: If a key of the target belongs to no layer of the mapping, or the source lacks its counterpart.
+    """
     result: dict[str, Tensor] = {}
-    for key, tensor in target.state_dict().items():
+    for key, tensor in target.items():
         for prefix, suffix in _splits(key):
             name = first_names.get(prefix, prefix)
             if name in mapping:
                 source_key = f"{mapping[name]}.{suffix}".removeprefix(".")
-                if source_key not in source_tensors:
+                if source_key not in source:
                     raise KeyError(f"the source has no {source_key!r}, the counterpart of {key!r} of the target")
-                result[key] = source_tensors[source_key]
+                result[key] = source[source_key]
                 break
             if name in keep:
                 result[key] = tensor

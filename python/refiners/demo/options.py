@@ -15,13 +15,24 @@ class OneLineParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def natural(least: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from a least one."""
+MOST = 2**63 - 1  # what torch takes for a size
+MOST_SEED = 2**64 - 1  # and for a seed
+
+
+def natural(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Return a reader of whole numbers from a least one to a greatest one."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return int(text)
+        shown = repr(text if len(text) <= 40 else f"{text[:37]}...")
+        try:
+            number = int(text) if text.isdecimal() else least - 1
+        except ValueError:  # Python refuses to read thousands of digits
+            number = most + 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {shown}")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, got {shown}")
+        return number
 
     return read
 
@@ -47,7 +58,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--seed", type=natural(0), default=0, help="where all random numbers begin")
+    parser.add_argument("--seed", type=natural(0, MOST_SEED), default=0, help="where all random numbers begin")
     parser.add_argument("--out", type=Path, default=Path("refiners-demo"), help="the folder of the pictures")
     parser.add_argument("--steps", type=natural(1), default=200, help="training steps of the LoRA")
     parser.add_argument("--sampling-steps", type=natural(1), default=16, help="steps from noise to image")

@@ -10,7 +10,7 @@ import torch
 
 from refiners.demo.digits import Style, load_digits
 from refiners.demo.errors import DemoError
-from refiners.demo.options import OneLineParser, natural
+from refiners.demo.options import MOST_SEED, OneLineParser, natural
 from refiners.demo.progress import track
 from refiners.demo.style import OUTLINED, attach_style, save_style, train_style
 from refiners.demo.training import fit
@@ -80,7 +80,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--style", choices=get_args(Style), default="plain", help="plain (default) is the base model")
     parser.add_argument("--out", type=Path, help="where to save the weights")
     parser.add_argument("--steps", type=natural(1), help="training steps (default: 3000; for a LoRA 800)")
-    parser.add_argument("--seed", type=natural(0), default=0, help="where all random numbers begin (default: 0)")
+    parser.add_argument(
+        "--seed", type=natural(0, MOST_SEED), default=0, help="where all random numbers begin (default: 0)"
+    )
     parser.add_argument("--threads", type=natural(1), default=1, help="how many threads torch uses (default: 1)")
     options = parser.parse_args(argv)
     options.steps = options.steps or (3000 if options.style == "plain" else 800)

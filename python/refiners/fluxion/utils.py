@@ -187,7 +187,11 @@ def image_to_tensor(
 def images_to_tensor(
     images: list[PIL.Image.Image], device: Device | str | None = None, dtype: DType | None = None
 ) -> Float[Tensor, "batch channels height width"]:
-    """Convert images of the same mode and size to one tensor in [0, 1]. See `image_to_tensor`."""
+    """Convert images of the same mode and size to one tensor in [0, 1]. See `image_to_tensor`.
+
+    Raises:
+        ValueError: If the mode of an image is none of L, RGB and RGBA.
+    """
     for image in images:
         if image.mode not in _CHANNELS:
             raise ValueError(f"Unsupported image mode: {image.mode}, expected one of {', '.join(_CHANNELS)}")
@@ -217,7 +221,12 @@ def tensor_to_image(tensor: Float[Tensor, "1 channels height width"]) -> PIL.Ima
 
 
 def tensor_to_images(tensor: Float[Tensor, "batch channels height width"]) -> list[PIL.Image.Image]:
-    """Convert a tensor to one image for each item of the batch. See `tensor_to_image`."""
+    """Convert a tensor to one image for each item of the batch. See `tensor_to_image`.
+
+    Raises:
+        AssertionError: If the tensor is not 4-D.
+        ValueError: If the number of channels is none of 1, 3 and 4.
+    """
     from PIL import Image
 
     if tensor.ndim != 4:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import NamedTuple
 
 ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of enum CpuIsa, csrc/common/cpu_features.h
 OPERATORS = ("geglu", "group_norm", "linear", "lora_linear")
+_PREFIX = "REFINERS_"
+VARIABLES = (  # all that anything of this project reads: the library, its build, its tests
+    "REFINERS_BUILD_CUDA",
+    "REFINERS_BUILD_NATIVE",
+    "REFINERS_CACHE_MIB",
+    "REFINERS_CPU_ISA",
+    "REFINERS_DISABLE_NATIVE",
+    "REFINERS_PARITY",
+)
 
 
 class Settings(NamedTuple):
@@ -35,3 +45,16 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         cache = None
     named = frozenset(OPERATORS) if "all" in disabled else frozenset(disabled) & frozenset(OPERATORS)
     return Settings(named, isa, None if cache is None else int(cache), tuple(problems))
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Name the variables that begin like ours and that nothing reads, each with what may be meant."""
+    unknown = sorted(name for name in environment if name.startswith(_PREFIX) and name not in VARIABLES)
+    return {name: _advice(name) for name in unknown}
+
+
+def _advice(name: str) -> str:
+    words = {known.removeprefix(_PREFIX): known for known in VARIABLES}  # all begin alike, which makes none alike
+    close = get_close_matches(name.removeprefix(_PREFIX), words, n=1)
+    hint = f"is {words[close[0]]} meant?" if close else f"there are {', '.join(VARIABLES)}"
+    return f"nothing reads it; {hint}"

@@ -93,6 +93,25 @@ def test_reset_parameters_draws_down_and_clears_up() -> None:
     assert not lora.up.weight.any()
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_construction_draws_as_torch_does_for_down_and_up_and_then_for_down_again(kind: str) -> None:
+    torch.manual_seed(3)
+    if kind == "linear":
+        lora: Lora[fl.WeightedModule] = LinearLora("foo", 6, 5, rank=4)
+    else:
+        lora = Conv2dLora("foo", 6, 5, rank=4)
+    after = torch.randn(1)
+    torch.manual_seed(3)
+    if kind == "linear":
+        down: torch.nn.Module = torch.nn.Linear(6, 4, bias=False)
+        torch.nn.Linear(4, 5, bias=False)
+    else:
+        down = torch.nn.Conv2d(6, 4, 1, bias=False)
+        torch.nn.Conv2d(4, 5, 3, bias=False)
+    torch.nn.init.normal_(down.weight, std=1 / 4)
+    assert torch.equal(lora.down.weight, down.weight) and torch.equal(torch.randn(1), after)
+
+
 def test_the_output_is_the_scaled_product() -> None:
     down, up, x = weights((4, 6), (5, 4), (2, 3, 6))
     lora = LinearLora.from_weights("foo", down=down, up=up)

@@ -93,6 +93,12 @@ def test_glu_refuses_an_odd_number_of_features() -> None:
         fl.GLU(fl.ReLU())(torch.ones(4, 3))
 
 
+@pytest.mark.parametrize("activation", [fl.ReLU(), fl.GeLU()], ids=["by torch", "by the operator"])
+def test_glu_refuses_an_input_without_dimensions(activation: fl.Activation) -> None:
+    with pytest.raises(ValueError, match=r"x must have at least one dimension, got shape \(\)"):
+        fl.GLU(activation)(torch.tensor(1.0))
+
+
 def test_glu_registers_its_activation_as_a_child() -> None:
     activation = fl.GeLU()
     layer = fl.GLU(activation)

@@ -115,6 +115,30 @@ def test_heads_are_consecutive_parts_of_the_last_dimension() -> None:
     assert torch.equal(layer._merge_multi_head(heads), x)
 
 
+def test_the_protected_steps_are_the_formula_and_can_be_overridden() -> None:
+    class Counting(fl.ScaledDotProductAttention):
+        calls = 0
+
+        def _process_attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+            self.calls += 1
+            return super()._process_attention(query, key, value)
+
+        def _sliced_attention(self, query: Tensor, key: Tensor, value: Tensor, slice_size: int) -> Tensor:
+            assert slice_size == 3
+            return super()._sliced_attention(query, key, value, slice_size)
+
+    tensors = inputs()
+    expected = reference(*tensors, num_heads=3)
+    layer = Counting(num_heads=3)
+    assert_close(layer._process_attention(*tensors), expected)
+    assert_close(layer._sliced_attention(*tensors, slice_size=3), expected)
+    assert layer.calls == 4
+    for slice_size, calls in ((None, 5), (3, 8)):
+        layer.slice_size = slice_size
+        assert_close(layer(*tensors), expected)
+        assert layer.calls == calls
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (1, 1, 3, 4)])
 def test_inputs_that_are_not_sequences_are_refused(shape: tuple[int, ...]) -> None:
     x = torch.ones(shape)

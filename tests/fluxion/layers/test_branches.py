@@ -110,6 +110,15 @@ def test_declared_contexts_are_there_in_these_chains_too(base: type[fl.Chain]) -
     assert (result[0] if isinstance(result, tuple) else result).tolist() == [1]
 
 
+@pytest.mark.parametrize("base", [fl.Parallel, fl.Distribute, fl.Sum, fl.Concatenate, fl.Matmul])
+def test_these_chains_declare_their_contexts_once_and_do_not_reset_them(base: type[fl.Chain]) -> None:
+    declaring = type("Declares", (base,), {"init_context": lambda self: {"foo": {"bar": torch.zeros(1)}}})
+    chain, x = declaring(*[fl.SetContext("foo", "bar")] * (2 if base is fl.Matmul else 1)), torch.ones(1)
+    assert chain.use_context("foo")["bar"].item() == 0
+    chain(x)
+    assert chain.use_context("foo")["bar"] is x
+
+
 def test_all_walk_and_edit_as_chains() -> None:
     total = fl.Sum(fl.Linear(1, 1), fl.Residual(fl.Linear(1, 1)))
     assert len(list(total.layers(fl.Linear))) == 2

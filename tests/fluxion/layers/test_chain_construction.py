@@ -36,6 +36,12 @@ def test_children_may_be_modules_of_torch() -> None:
     assert list(fl.Chain(fl.Identity(), linear))[1] is linear
 
 
+@pytest.mark.parametrize("children", [(fl.Identity(), 3), ([fl.Identity(), 3],)], ids=["arguments", "a list"])
+def test_a_child_that_is_no_module_is_refused(children: tuple[object, ...]) -> None:
+    with pytest.raises(TypeError, match="Chain: child 1 must be a module, got int"):
+        fl.Chain(*children)  # pyright: ignore[reportArgumentType]
+
+
 def test_construction_sets_the_parents_of_context_modules() -> None:
     inner, use = fl.Chain(), fl.UseContext("a", "b")
     chain = fl.Chain(inner, use)
@@ -102,6 +108,17 @@ def test_the_constructor_may_be_called_again_with_other_children() -> None:
     assert chain.size == 0
     assert keys(chain) == ["Identity", "Chain"]
     assert chain.layer("Chain", fl.Chain).parent is chain
+
+
+def test_children_of_the_first_constructor_make_way_for_those_of_the_second() -> None:
+    class Twice(fl.Chain):
+        def __init__(self, first: fl.Chain, second: fl.Chain) -> None:
+            super().__init__(first)
+            super().__init__(second)
+
+    first, second = fl.Chain(), fl.Chain()
+    chain = Twice(first, second)
+    assert list(chain) == [second] and second.parent is chain and first.parent is None
 
 
 def test_plain_attributes_may_come_before_the_constructor_but_not_parameters() -> None:

@@ -105,6 +105,30 @@ def test_a_failing_child_is_shown_in_a_long_chain() -> None:
     assert len(message.splitlines()) < 60
 
 
+def test_the_tree_in_a_message_is_cut_in_depth_and_length() -> None:
+    deep = fl.Chain(fl.Chain(fl.Chain(fl.Chain(fl.Sigmoid()))))
+    leaves = [layer for _ in range(30) for layer in (fl.Identity(), fl.ReLU())]
+    message = message_of(fl.Chain(fl.Lambda(fail), deep, *leaves))
+    drawing = message.split("-" * 15 + "\n")[1].splitlines()
+    assert drawing[0] == "(CHAIN)" and len(drawing) <= 11
+    assert drawing[4] == "    │       └── (CHAIN) ..." and "Sigmoid" not in message
+
+
+def test_a_message_begins_with_the_type_the_frames_that_are_not_machinery_and_the_text_without_blank_lines() -> None:
+    class Trouble(Exception):
+        pass
+
+    def _private() -> None:
+        raise Trouble("one\n\n  \ntwo")
+
+    def public(_x: int) -> None:
+        _private()
+
+    lines = message_of(fl.Chain(fl.Chain(fl.Chain(fl.Lambda(public)))), 1).splitlines()
+    text = lines[: lines.index("-" * 15)]
+    assert [line.split(" in ")[-1] for line in text] == ["Trouble:", "public", "one", "two"]
+
+
 def test_a_failing_child_is_shown_among_equal_ones() -> None:
     def fail_third(_x: int, count: list[int] = []) -> int:  # noqa: B006
         count.append(1)

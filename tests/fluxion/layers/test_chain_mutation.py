@@ -1,7 +1,7 @@
 """Editing a chain: places, keys, parents and contexts."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -40,6 +40,7 @@ def test_insert_puts_the_module_at_the_index_with_parent_and_contexts(linears: f
         (-1, ["Linear_1", "Linear_2", "Chain"]),
         (-2, ["Linear_1", "Chain", "Linear_2"]),
         (-3, ["Chain", "Linear_1", "Linear_2"]),
+        (-4, ["Chain", "Linear_1", "Linear_2"]),
         (-42, ["Chain", "Linear_1", "Linear_2"]),
     ],
 )
@@ -83,6 +84,23 @@ def test_append_puts_last(linears: fl.Chain) -> None:
     linears.append(child)
     assert linears[-1] is child and keys(linears) == ["Linear_1", "Linear_2", "Chain"]
     assert child.parent is linears and child.use_context("foo") == {"bar": [42]}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda chain: chain.insert(0, 3),
+        lambda chain: chain.insert_after_type(fl.Linear, 3),
+        lambda chain: chain.append(3),
+        lambda chain: chain.replace(chain[0], 3),
+    ],
+    ids=["insert", "insert_after_type", "append", "replace"],
+)
+def test_what_is_no_module_is_refused(linears: fl.Chain, edit: Callable[[fl.Chain], None]) -> None:
+    before = list(linears)
+    with pytest.raises(TypeError, match="Declaring: expected a module, got int"):
+        edit(linears)
+    assert list(linears) == before
 
 
 def test_append_renumbers_the_first_of_its_name() -> None:

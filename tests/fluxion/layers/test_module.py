@@ -55,6 +55,13 @@ def test_a_module_is_a_module_of_torch_without_a_tag() -> None:
     assert fl.Module()._show_only_tag() is False
 
 
+def test_modules_are_equal_only_to_themselves() -> None:
+    first, second = fl.Linear(1, 1), fl.Linear(1, 1)
+    second.load_state_dict(first.state_dict())
+    for one, other in ((first, second), (fl.Chain(), fl.Chain()), (fl.ReLU(), fl.ReLU())):
+        assert one == one and one != other and len({one, other}) == 2
+
+
 def test_keyword_arguments_of_the_constructor_are_refused() -> None:
     with pytest.raises(TypeError):
         fl.Module(spam=1)  # pyright: ignore[reportCallIssue]

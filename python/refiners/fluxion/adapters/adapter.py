@@ -133,7 +133,15 @@ class Adapter(Generic[T]):
 
 
 def lookup_top_adapter(top: fl.Chain, target: fl.Module) -> fl.Module:
-    """Return the outermost adapter around the target below a chain, or the target itself if there is none."""
+    """Return the outermost adapter around the target below a chain, or the target itself if there is none.
+
+    Args:
+        top: The chain to look below; it does not count itself.
+        target: The module.
+
+    Raises:
+        AssertionError: If the parents of the target do not lead to `top`.
+    """
     target_parent = top.find_parent(target)
     if target_parent is None or target_parent is top:
         return target

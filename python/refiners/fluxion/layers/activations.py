@@ -100,6 +100,7 @@ class GLU(Module):
 
     Raises:
         AssertionError: When called, if the number of features is odd.
+        ValueError: When called, if `x` has no dimension.
     """
 
     def __init__(self, activation: Activation) -> None:
@@ -110,8 +111,12 @@ class GLU(Module):
         return f"{type(self).__name__}(activation={self.activation})"
 
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features//2"]:
-        if x.shape[-1] % 2 != 0:
-            raise AssertionError(f"Non-batch input dimension must be divisible by 2, got {x.shape[-1]}")
+        try:
+            features = x.shape[-1]
+        except IndexError:  # not asked before: that would cost something in every call
+            raise ValueError(f"x must have at least one dimension, got shape {tuple(x.shape)}") from None
+        if features % 2 != 0:
+            raise AssertionError(f"Non-batch input dimension must be divisible by 2, got {features}")
         activation = self.activation
         if type(activation) is GeLU and activation.approximation in _IN_GEGLU and not is_watched(activation):
             return geglu(x, tanh=activation.approximation is GeLUApproximation.TANH)

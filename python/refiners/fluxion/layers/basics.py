@@ -23,6 +23,9 @@ class GetArg(Module):
 
     Args:
         index: Which one, counted from the end if negative.
+
+    Raises:
+        IndexError: When called, if there are not as many arguments.
     """
 
     def __init__(self, index: int) -> None:

@@ -14,7 +14,7 @@ _SHOWN = 10
 
 
 def load_safetensors_into(module: nn.Module, path: Path, strict: bool, device: Device | str | None) -> None:
-    """Load a safetensors file into a module; see `Module.load_from_safetensors`."""
+    """Load a safetensors file into a module; raises `RuntimeError` as `Module.load_from_safetensors` says."""
     with cast(Any, safetensors).safe_open(path, framework="pt") as file:
         names: list[str] = list(file.keys())
         found = {name: Size(file.get_slice(name).get_shape()) for name in names}

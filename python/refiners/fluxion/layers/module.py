@@ -80,6 +80,9 @@ class Module(nn.Module):
 
         Returns:
             The module itself.
+
+        Raises:
+            TypeError: If two dtypes are given.
         """
         if isinstance(device, torch.dtype):
             if dtype is not None:
@@ -118,7 +121,15 @@ class Module(nn.Module):
         return {key: value for key, value in attributes.items() if key in defaults and value != defaults[key]}
 
     def get_path(self, parent: Chain | None = None, top: Module | None = None) -> str:
-        """Return where the module is, as a dotted path that begins at the class name of the root (or of `top`)."""
+        """Return where the module is, as a dotted path that begins at the class name of the root (or of `top`).
+
+        Args:
+            parent: The chain that holds the module (default: the one that it knows, if it knows one).
+            top: Where the path begins.
+
+        Raises:
+            ValueError: If `parent` does not hold the module.
+        """
         if parent is None or self is top:
             return type(self).__name__
         for name, module in parent._modules.items():

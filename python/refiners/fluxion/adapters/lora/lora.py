@@ -123,6 +123,10 @@ class Lora(Generic[T], fl.Chain, ABC):
 
         Returns:
             The updates by key, without the last two parts: `a.b` for `a.b.lora_down.weight`.
+
+        Raises:
+            ValueError: If the weights of a pair are not both 2-D or both 4-D.
+            AssertionError: If the ranks of a pair differ.
         """
         weights = {key: tensor for key, tensor in state_dict.items() if ".weight" in key}
         pairs = zip(*[iter(weights.items())] * 2)
@@ -134,6 +138,10 @@ class Lora(Generic[T], fl.Chain, ABC):
 
     def load_weights(self, down_weight: Tensor, up_weight: Tensor) -> None:
         """Replace the weights, in the dtype and on the device of the present ones (without a copy if they agree).
+
+        Args:
+            down_weight: Shape [rank, in], or [rank, in, height, width].
+            up_weight: Shape [out, rank], or [out, rank, height, width].
 
         Raises:
             AssertionError: If a shape differs; nothing was replaced.
@@ -182,6 +190,15 @@ class LinearLora(Lora[fl.Linear]):
         scale: The multiplier (dimensionless).
         device: Where the weights are created.
         dtype: Their dtype.
+
+    Receives:
+        x (Float[Tensor, "*batch in_features"]): The input of the layer.
+
+    Returns:
+        Float[Tensor, "*batch out_features"]: The update of its output.
+
+    Raises:
+        ValueError: If the rank is not positive.
     """
 
     def __init__(
@@ -240,6 +257,15 @@ class Conv2dLora(Lora[fl.Conv2d]):
         padding: Their paddings, in pixels.
         device: Where the weights are created.
         dtype: Their dtype.
+
+    Receives:
+        x (Float[Tensor, "batch in_channels in_height in_width"]): The input of the layer.
+
+    Returns:
+        Float[Tensor, "batch out_channels out_height out_width"]: The update of its output.
+
+    Raises:
+        ValueError: If the rank is not positive.
     """
 
     def __init__(

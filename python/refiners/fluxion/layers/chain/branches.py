@@ -24,7 +24,11 @@ class Parallel(Chain):
 
 
 class Distribute(Chain):
-    """Call the i-th child with the i-th argument; return the tuple of their results."""
+    """Call the i-th child with the i-th argument; return the tuple of their results.
+
+    Raises:
+        AssertionError: When called, if there are not as many arguments as children.
+    """
 
     _tag = "DISTR"
 
@@ -56,6 +60,9 @@ class Sum(Chain):
     """Call every child with the same arguments; return the sum of their results, added in the order of the children.
 
     A child that returns a tuple contributes the sum of its items. `None` before the first result is passed over.
+
+    Raises:
+        TypeError: When called, if a later result is `None`.
     """
 
     _tag = "SUM"
@@ -78,7 +85,11 @@ def _total(items: tuple[Any, ...]) -> Any:
 
 
 class Residual(Chain):
-    """Run as a chain on one argument, and add that argument to the result."""
+    """Run as a chain on one argument, and add that argument to the result.
+
+    Raises:
+        AssertionError: When called, if there is not exactly one argument.
+    """
 
     _tag = "RES"
 

@@ -88,6 +88,7 @@ class Chain(ContextModule):
         return self._provider
 
     def use_context(self, context_name: str) -> Context:
+        """Return the live dict that this chain sees under a name; raises `AssertionError` if there is none."""
         context = self._provider.get_context(context_name)
         if context is None:
             raise AssertionError(f"Context {context_name} not found.")
@@ -192,7 +193,12 @@ class Chain(ContextModule):
         return False
 
     def layer(self, key: str | int | Sequence[str | int], layer_type: type[T] = Module) -> T:
-        """Return the layer under a key, an index, or a path of them; `AssertionError` if it is of another type."""
+        """Return the layer under a key, an index, or a path of them; the empty path leads to the chain itself.
+
+        Raises:
+            AssertionError: If the layer is no `layer_type`, or a layer on the way no chain.
+            KeyError: If there is no such key; IndexError, if no such index.
+        """
         if isinstance(key, (str, int)):
             found: Module = self[key]
             label = f"layer {key}"
@@ -298,7 +304,12 @@ class Chain(ContextModule):
     # --- edits --------------------------------------------------------------------------------------------------------
 
     def insert(self, index: int, module: Module) -> None:
-        """Insert a module so that it ends up at `index`, counted from the end if negative; clamped to the ends."""
+        """Insert a module so that it ends up at `index`, counted from the end if negative; clamped to the ends.
+
+        Raises:
+            TypeError: If it is no module.
+            ValueError: If it is a chain that contains this one.
+        """
         self._check_newcomer(module)
         modules = list(self)
         modules.insert(max(0, len(modules) + index + 1) if index < 0 else index, module)
@@ -307,15 +318,15 @@ class Chain(ContextModule):
             module._adopt(self)
 
     def insert_before_type(self, module_type: type[Module], new_module: Module) -> None:
-        """Insert a module before the first child of a type."""
+        """Insert a module before the first child of a type; raise `ValueError` if there is none."""
         self.insert(self._index_of_type(module_type), new_module)
 
     def insert_after_type(self, module_type: type[Module], new_module: Module) -> None:
-        """Insert a module after the first child of a type."""
+        """Insert a module after the first child of a type; raise `ValueError` if there is none."""
         self.insert(self._index_of_type(module_type) + 1, new_module)
 
     def append(self, module: Module) -> None:
-        """Add a module at the end."""
+        """Add a module at the end; raises as `insert`."""
         self._check_newcomer(module)
         self.__dict__["_modules"] = appended(self._modules, module)
         if isinstance(module, ContextModule):
@@ -331,7 +342,7 @@ class Chain(ContextModule):
         return module
 
     def remove(self, module: Module) -> None:
-        """Remove a module (its first place, if it has several)."""
+        """Remove a module (its first place, if it has several); raise `ValueError` if it is no child."""
         self.pop(self._index_of(module))
 
     def replace(self, old_module: Module, new_module: Module, old_module_parent: Chain | None = None) -> None:
@@ -341,6 +352,11 @@ class Chain(ContextModule):
             old_module: The child to replace.
             new_module: What takes its place.
             old_module_parent: The chain, already holding `old_module`, that becomes its parent.
+
+        Raises:
+            ValueError: If `old_module` is no child, or `new_module` a chain that contains this one.
+            TypeError: If `new_module` is no module.
+            AssertionError: If `old_module_parent` does not hold `old_module`. In any case nothing has changed.
         """
         modules = list(self)
         modules[self._index_of(old_module)] = new_module

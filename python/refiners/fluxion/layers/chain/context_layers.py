@@ -70,6 +70,10 @@ class SetContext(ContextModule):
         key: The entry.
         callback: Called with the entry and the argument instead of storing the argument, to append to a list for
             example; the entry must exist.
+
+    Raises:
+        AssertionError: When called, if no chain above declares the context.
+        KeyError: When called, if there is a callback and no such entry.
     """
 
     def __init__(self, context: str, key: str, callback: Callable[[Any, Any], Any] | None = None) -> None:

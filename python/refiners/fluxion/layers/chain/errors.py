@@ -44,10 +44,10 @@ def chain_error(error: Exception, chain: Chain, name: str, args: tuple[Any, ...]
     original = error.__cause__ if isinstance(error, ChainError) and error.__cause__ is not None else error
     if original is error:
         text = "\n".join((*_frames(error), *(line for line in _message(error).splitlines() if line.strip())))
+        if "Error" not in text:
+            text = f"{type(original).__name__}:\n{text}"
     else:
-        text = str(error)
-    if "Error" not in text:
-        text = f"{type(original).__name__}:\n{text}"
+        text = str(error)  # begins as the innermost one did
     return ChainError("\n".join((text, "-" * 15, *_view(chain, name, args)))), original
 
 

@@ -42,7 +42,11 @@ def _signature(func: Callable[..., Any]) -> str:
 
 
 class Return(Module):
-    """End the call of the chain around this layer: its argument becomes the result of that chain."""
+    """End the call of the chain around this layer: its argument becomes the result of that chain.
+
+    Raises:
+        ReturnException: When called; the chain around it catches it.
+    """
 
     def forward(self, x: Any) -> Any:
         raise ReturnException(x)
