@@ -15,6 +15,9 @@ import refiners.fluxion.layers as fl
 from refiners.foundationals.clip.byte_pairs import END_OF_WORD, byte_alphabet, load_vocabulary, merge_pieces, spell
 from refiners.foundationals.clip.words import END_OF_TEXT, START_OF_TEXT, normalize, split_special, word_pattern
 
+# What is the text of a special token in lower case only: three words to the public tokenizer, whatever follows.
+_NOT_SPECIAL = {START_OF_TEXT: ("<|", "startoftext", "|>"), END_OF_TEXT: ("<|", "endoftext", "|>")}
+
 # Words in the memo of an instance: enough for any set of prompts, and a bound for a process that never ends.
 _MAX_CACHED, _MAX_CACHED_LENGTH = 1 << 16, 64
 
@@ -152,6 +155,7 @@ class CLIPTokenizer(fl.Module):
             elif part == END_OF_TEXT:
                 yield self.end_of_text_token_id
             else:
-                for word in self.token_pattern.finditer(normalize(part)):
-                    for piece in self.byte_pair_encoding(spell(word[0])).split(" "):
-                        yield self.token_to_id_mapping[piece]
+                for match in self.token_pattern.finditer(normalize(part)):
+                    for word in _NOT_SPECIAL.get(match[0], (match[0],)):
+                        for piece in self.byte_pair_encoding(spell(word)).split(" "):
+                            yield self.token_to_id_mapping[piece]

@@ -33,7 +33,7 @@ def normalize(text: str) -> str:
 def word_pattern(whole: Sequence[str] = ()) -> re.Pattern[str]:
     """Compile the pattern of a word: an English clitic, some letters, one digit, or some other characters.
 
-    Letters and digits are those of Unicode (the categories L and N, in the version of Unicode that Python has), and an
+    Before all that, the text of a special token is one match. Letters and digits are those of Unicode (the categories L and N, in the version of Unicode that Python has), and an
     underscore is another character.
 
     Args:
@@ -41,11 +41,13 @@ def word_pattern(whole: Sequence[str] = ()) -> re.Pattern[str]:
     """
     numeric = _numeric_but_not_decimal()
     letter, digit, other = rf"[^\W\d_{numeric}]", rf"[\d{numeric}]", rf"[^\w{_SPACE}]|_"
+    special = f"{re.escape(START_OF_TEXT)}|{re.escape(END_OF_TEXT)}"
     clitics = "'(?:[SsTtMmDd]|[Rr][Ee]|[Vv][Ee]|[Ll][Ll])"  # ignoring case, re would take a long s (ſ) for an s
     if not whole:
-        return re.compile(f"(?-i:{clitics}|{letter}+|{digit}|(?:{other})+)", re.IGNORECASE)
+        return re.compile(f"(?-i:{special}|{clitics}|{letter}+|{digit}|(?:{other})+)", re.IGNORECASE)
     first = "|".join(map(re.escape, whole))
-    rest = f"{clitics}|(?:(?!{first}){letter})+|{digit}|(?:(?!{first})(?:{other}))+"
+    elsewhere = f"(?!(?i:{first}))"
+    rest = f"{special}|{clitics}|(?:{elsewhere}{letter})+|{digit}|(?:{elsewhere}(?:{other}))+"
     return re.compile(f"{first}|(?-i:{rest})", re.IGNORECASE)
 
 
