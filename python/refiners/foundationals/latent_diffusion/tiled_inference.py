@@ -72,7 +72,9 @@ class TiledAutoencoder(fl.Chain, ABC):
         if min(tile_size) < factor:
             raise ValueError(f"tile_size must be at least {factor} by {factor} pixels, got {tile_size}")
         if not 0 <= blending // factor < min(tile_size) // factor:
-            raise ValueError(f"blending must be at least 0 and less than the sides of tiles {tile_size}, got {blending}")
+            raise ValueError(
+                f"blending must be at least 0 and less than the sides of tiles {tile_size}, got {blending}"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if self._tile_size is not None:

@@ -1,0 +1,53 @@
+"""What a picture says about how it was made."""
+
+from __future__ import annotations
+
+import json
+
+from PIL.PngImagePlugin import PngInfo
+
+from refiners._version import __version__
+from refiners.generate.options import Options
+
+
+def describe(options: Options, seed: int, size: tuple[int, int], solver: str) -> PngInfo:
+    """Write what made an image as text in a PNG.
+
+    Under `parameters` as most programs for these models show it, and under `refiners` as JSON.
+    """
+    height, width = size
+    settings: dict[str, object] = {
+        "Steps": options.steps,
+        "Sampler": solver,
+        "Seed": seed,
+        "Size": f"{width}x{height}",
+        "Model": options.checkpoint.stem,
+    }
+    if options.scale is not None:
+        settings["CFG scale"] = options.scale
+    if options.init is not None:
+        settings["Denoising strength"] = options.strength
+    loras = "".join(f" <lora:{lora.path.stem}:{lora.scale:g}>" for lora in options.lora)
+    lines = [options.prompt + loras]
+    if options.negative:
+        lines.append(f"Negative prompt: {options.negative}")
+    lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+
+    info = PngInfo()
+    info.add_itxt("parameters", "\n".join(lines))
+    exact = {
+        "version": __version__,
+        "checkpoint": options.checkpoint.name,
+        "prompt": options.prompt,
+        "negative_prompt": options.negative,
+        "num_steps": options.steps,
+        "condition_scale": options.scale,
+        "seed": seed,
+        "size": [height, width],
+        "solver": solver,
+        "loras": [{"file": lora.path.name, "scale": lora.scale} for lora in options.lora],
+        "init_image": options.init.name if options.init else None,
+        "strength": options.strength if options.init else None,
+    }
+    info.add_itxt("refiners", json.dumps(exact, ensure_ascii=False))
+    return info

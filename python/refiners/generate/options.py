@@ -1,0 +1,102 @@
+"""The options of `python -m refiners generate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from refiners.options import OneLineParser, existing_file, natural, new_file, number
+
+SOLVERS = ("ddim", "dpm", "dpm-sde", "euler", "euler-ancestral", "heun", "lcm", "unipc")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOption:
+    """A LoRA file, and how much of it."""
+
+    path: Path
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user can choose; `None` leaves a choice to the model."""
+
+    checkpoint: Path
+    prompt: str
+    negative: str
+    out: Path
+    steps: int
+    scale: float | None
+    seed: int | None
+    size: tuple[int, int] | None  # height and width, in pixels
+    count: int
+    solver: str | None
+    lora: list[LoraOption]
+    init: Path | None
+    mask: Path | None
+    strength: float
+    preview: int
+    device: str
+    dtype: str | None
+
+
+def parse_options(argv: Sequence[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+        SystemExit: With code 2 after a one-line error, with code 0 after the help.
+    """
+    parser = OneLineParser(
+        prog="python -m refiners generate",
+        description="Generate images from a prompt, by a checkpoint of Stable Diffusion 1.5 or XL on this machine.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=_existing, required=True, help="a folder in the format of diffusers, or a single file")
+    add("--prompt", required=True, help="what the image shows")
+    add("--negative", default="", metavar="PROMPT", help="what it does not show")
+    add("--out", type=new_file, default=Path("image.png"), help="the PNG to write (default: image.png)")
+    add("--steps", type=natural(1, 1000), default=30, help="steps from noise to image (default: 30)")
+    add("--scale", type=number(0), help="the weight of the prompt (default: that of the model)")
+    add("--seed", type=natural(0, 2**63 - 1), help="the seed of the noise (default: a random one, which is told)")
+    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="in pixels, multiples of 8 (default: that of the model)")
+    add("--count", type=natural(1), default=1, help="images, of consecutive seeds, in one batch (default: 1)")
+    add("--solver", choices=SOLVERS, help="the solver (default: that of the model)")
+    add("--lora", type=_lora, action="append", default=[], metavar="FILE[:SCALE]", help="may be given several times")
+    add("--init", type=existing_file, metavar="IMAGE", help="an image to start from, or to paint into with --mask")
+    add("--mask", type=existing_file, metavar="IMAGE", help="white where to paint, for a checkpoint that paints into")
+    add("--strength", type=number(0, 1), default=0.8, help="how much of --init to give up (default: 0.8)")
+    add("--preview", type=natural(1), default=0, metavar="N", help="write OUT.preview.png every N steps")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
+    add("--dtype", choices=DTYPES, help="(default: float32 on the CPU, float16 elsewhere)")
+    options = Options(**vars(parser.parse_args(argv)))
+    if options.mask is not None and options.init is None:
+        parser.error("argument --mask: needs --init, the image to paint into")
+    return options
+
+
+def _existing(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"there is no file or folder {text!r}")
+    return path
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    sides = [int(side) if side.isascii() and side.isdecimal() else 0 for side in (height, width)]
+    if any(side < 8 or side % 8 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in multiples of 8, such as 512x768, got {text!r}")
+    return sides[0], sides[1]
+
+
+def _lora(text: str) -> LoraOption:
+    """Read a file with or without a scale; a name with a colon in it is a file first."""
+    path, _, scale = text.rpartition(":")
+    if not path or Path(text).is_file():
+        return LoraOption(path=existing_file(text), scale=1.0)
+    return LoraOption(path=existing_file(path), scale=number(float("-inf"))(scale))
