@@ -195,11 +195,11 @@ def clip_names(layout: CLIPLayout, make: type[CLIPNames]) -> list[Name]:
 def clip_layout(shapes: Shapes, make: type[CLIPNames]) -> CLIPLayout | None:
     """Read the structure of a CLIP encoder off the keys of a file; None if they are not those of this library."""
     layers = _count_layers(shapes, make)
-    first = make(layers).before[-1].key("weight")
-    if layers == 0 or first not in shapes:
+    before = [name.key("weight") for name in make(layers).before]
+    if layers == 0 or not all(key in shapes for key in before):
         return None
     projection = make(layers).projection.key("weight") in shapes
-    return CLIPLayout(layers, projection=projection, dim=shapes[first][-1])
+    return CLIPLayout(layers, projection=projection, dim=shapes[before[-1]][-1])
 
 
 def _count_layers(shapes: Shapes, make: type[CLIPNames]) -> int:
