@@ -107,7 +107,7 @@ def describe(path: Path | str, variant: str | None = None) -> Description:
     opened = OpenedSources(Path(path), variant)
     try:
         found = opened.find()
-        by_component = {each.component: each for each in found}
+        by_component: dict[Component, Found] = {each.component: each for each in found}
         unet = by_component.get("unet_sd1") or by_component.get("unet_sdxl")
         family = family_of(by_component)
         used = {recipe.key for each in found for recipe in each.recipes.values()}

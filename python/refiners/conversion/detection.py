@@ -87,7 +87,7 @@ class Found:
 
 
 def find_components(source: TensorSource) -> list[Found]:
-    """Find the models in a source, also those that lack tensors; where formats compete, the one that lacks the least."""
+    """Find the models in a source, also those that lack tensors; where formats compete, the best."""
     shapes = {key: info.shape for key, info in source.infos.items()}
     found: list[Found] = []
     for component in COMPONENTS:

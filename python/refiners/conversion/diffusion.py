@@ -37,7 +37,7 @@ class SchedulerConfig:
         beta_start: The first noise variance.
         beta_end: The last.
         beta_schedule: How they go from one to the other: `"scaled_linear"`, `"linear"`, ...
-        timestep_spacing: Where the timesteps of an inference are: `"leading"`, `"trailing"`, `"linspace"`; None if unsaid.
+        timestep_spacing: Where the timesteps of an inference are: `"leading"`, `"trailing"`, `"linspace"`, or None.
         steps_offset: What is added to them.
         rescale_betas_zero_snr: Whether the last timestep is pure noise.
         raw: The whole file.
@@ -142,7 +142,7 @@ def open_diffusion_checkpoint(path: Path | str, variant: str | None = None) -> D
     """Open the weights of a Stable Diffusion 1.5 or XL, or of a model of their structure.
 
     Args:
-        path: A file of a whole pipeline, in the format of the original implementation; or a folder as diffusers saves it.
+        path: A file of a whole pipeline, as the original implementation saves it; or a folder, as diffusers does.
         variant: Which of the variants of a folder is meant; see `Checkpoint`.
 
     Raises:
@@ -151,7 +151,7 @@ def open_diffusion_checkpoint(path: Path | str, variant: str | None = None) -> D
     """
     opened = OpenedSources(Path(path), variant)
     try:
-        found = {each.component: each for each in opened.find()}
+        found: dict[Component, Found] = {each.component: each for each in opened.find()}
         unet = found.get("unet_sd1") or found.get("unet_sdxl")
         if unet is None:
             holds = (
@@ -162,8 +162,8 @@ def open_diffusion_checkpoint(path: Path | str, variant: str | None = None) -> D
                 f"{path} has no U-Net of Stable Diffusion 1.5 or XL; it holds {holds}; first keys: {first}"
             )
         text = found.get("double_text_encoder" if unet.component == "unet_sdxl" else "clip_text")
-        for each in (unet, found.get("autoencoder"), text, found.get("image_encoder")):
-            if isinstance(each, Found):
+        for each in (unet, found.get("autoencoder"), text, found.get("clip_image")):
+            if each is not None:
                 each.check()
         family = family_of(found)
         assert family is not None

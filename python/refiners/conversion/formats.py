@@ -73,7 +73,7 @@ Component: TypeAlias = Literal[
 """The kinds of models whose weights can be read."""
 
 Library: TypeAlias = Literal["refiners", "diffusers", "transformers", "ldm", "open_clip", "original"]
-"""Who names the tensors: `ldm` is the original implementation of latent diffusion, with its files of a whole pipeline."""
+"""Who names the tensors; `ldm` is the original implementation of latent diffusion, with one file for a pipeline."""
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 
@@ -193,7 +193,8 @@ def _fixed(component: Component, library: Library, keys: Mapping[str, str]) -> I
 
 def _all_formats() -> Iterator[Format]:
     diffusion = "model.diffusion_model."
-    for component, ours in (("unet_sd1", RefinersUNet), ("unet_sdxl", RefinersSDXLUNet)):
+    unets: list[tuple[Component, type[UNetNames]]] = [("unet_sd1", RefinersUNet), ("unet_sdxl", RefinersSDXLUNet)]
+    for component, ours in unets:
         yield _unet(component, "refiners", ours)
         yield _unet(component, "diffusers", DiffusersUNet)
         yield from (_unet(component, "ldm", LDMUNet, prefix) for prefix in (diffusion, ""))

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Hub:
     """A published file of weights, and its place in the local folder of weights.
 
-    Nothing is downloaded before `download`, `hf_cache_path` or one of the methods that ask the Hugging Face Hub is called.
+    Nothing is downloaded before `download` or `hf_cache_path`, and nobody is asked before one of the others.
 
     Args:
         repo_id: The repository on the Hugging Face Hub; for a file from elsewhere, the folder to put it in.

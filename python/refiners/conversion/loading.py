@@ -28,15 +28,15 @@ def load_into(
 ) -> M:
     """Load weights in any known format into a model.
 
-    The format is told by names and shapes, and everything is checked by them before the first tensor is read. Tensors are
-    then read, converted and put in place one at a time. Build the model on the meta device: it is then held once, and
-    nothing is initialized in vain.
+    The format is told by names and shapes, and everything is checked by them before the first tensor is read. Tensors
+    are then read, converted and put in place one at a time. Build the model on the meta device: it is then held once,
+    and nothing is initialized in vain.
 
     Parameters on the meta device are created; others are written to where they are, and remain the same objects.
 
     Args:
         module: One of our models, without adapters in it.
-        source: A file, a folder of one model, an open `Checkpoint`, what `open_diffusion_checkpoint` found, or a state dict.
+        source: A file, a folder of one model, a `Checkpoint`, what `open_diffusion_checkpoint` found, or a state dict.
         component: The kind of the model (default: told by its keys).
         device: Where parameters that are on the meta device are created (default: cpu).
         dtype: Their dtype (default: that with which they were declared).
@@ -56,6 +56,7 @@ def load_into(
         return load_into(module, source.source, source.component if component is None else component, device, dtype)
     tensors = StateDict(source) if isinstance(source, Mapping) else source
     expected: dict[str, Tensor] = module.state_dict(keep_vars=True)
+    _check_placement(expected, device, dtype)
     try:
         found = match({key: tensor.shape for key, tensor in expected.items()}, tensors.infos, component)
     except ValueError as error:
@@ -75,6 +76,16 @@ def load_into(
     return module
 
 
+def _check_placement(expected: Mapping[str, Tensor], device: Device | str | None, dtype: DType | None) -> None:
+    for key, tensor in expected.items():
+        if tensor.is_meta:
+            continue
+        if device is not None and torch.device(device) != tensor.device:
+            raise ValueError(f"device is for parameters on the meta device, but {key} is on {tensor.device}")
+        if dtype is not None and dtype != tensor.dtype:
+            raise ValueError(f"dtype is for parameters on the meta device, but {key} is {tensor.dtype} already")
+
+
 def read_weights(
     source: Source,
     component: Component | None = None,
@@ -84,7 +95,7 @@ def read_weights(
     """Read weights in any known format as a state dict in our layout.
 
     Args:
-        source: A file, a folder of one model, an open `Checkpoint`, what `open_diffusion_checkpoint` found, or a state dict.
+        source: A file, a folder of one model, a `Checkpoint`, what `open_diffusion_checkpoint` found, or a state dict.
         component: Which model is meant, where a file holds several.
         device: Where to.
         dtype: In which dtype (default: that of the file).
@@ -104,9 +115,9 @@ def read_weights(
 def to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the weights of one of our models the names that diffusers, or transformers, has for them.
 
-    Values are the same bit for bit, and shapes too but for that of the class token of image encoders. The two text encoders
-    of Stable Diffusion XL come below `text_encoder/` and `text_encoder_2/`, the first without the last layer, which ours
-    does not have.
+    Values are the same bit for bit, and shapes too but for that of the class token of image encoders. The two text
+    encoders of Stable Diffusion XL come below `text_encoder/` and `text_encoder_2/`, the first without the last layer,
+    which ours does not have.
 
     Args:
         state_dict: The state dict of one of our models, without adapters.

@@ -175,8 +175,8 @@ def _match_format(
 def recipe_for(name: Name, key: str, info: TensorInfo, shape: Size) -> TensorRecipe | None:
     """Tell how a tensor of a shape is made from one of a file; None if it cannot be.
 
-    A linear layer and a convolution of 1×1 are the same but for two dimensions of size 1, as are a vector and a matrix of
-    one row.
+    A linear layer and a convolution of 1×1 are the same but for two dimensions of size 1, as are a vector and a matrix
+    of one row.
     """
     found, rows = info.shape, None
     if name.part is not None:

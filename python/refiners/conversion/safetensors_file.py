@@ -1,8 +1,8 @@
 """Read single tensors of a safetensors file, straight into their memory.
 
-The format is a length, a header of JSON with the dtype, shape and place of each tensor, and their bytes. The header is all
-that is read when the file is opened. A tensor is read from the file into its final memory: it is never held twice, and not
-one page of the file stays mapped.
+The format is a length, a header of JSON with the dtype, shape and place of each tensor, and their bytes. The header is
+all that is read when the file is opened. A tensor is read from the file into its final memory: it is never held twice,
+and not one page of the file stays mapped.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class SafetensorsFile:
         if dtype is None or dtype == info.dtype or device.type != "cpu":
             tensor = torch.empty(shape, dtype=info.dtype, device="cpu")
             self._fill(tensor, place, key)
-            return tensor.to(device=device, dtype=dtype)
+            return tensor.to(device).to(dtype)  # what is copied is what the file holds; the device casts it
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
         flat, step = tensor.view(-1), _CHUNK // info.dtype.itemsize
         buffer = torch.empty(min(step, flat.numel()), dtype=info.dtype, device="cpu")
@@ -126,7 +126,7 @@ class SafetensorsFile:
     def _fill(self, tensor: Tensor, place: int, key: str) -> None:
         if tensor.numel() == 0:
             return
-        target = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        target = memoryview(cast(Any, tensor.view(-1).view(torch.uint8).numpy()))
         self._file.seek(place)
         while target:
             count = self._file.readinto(target)

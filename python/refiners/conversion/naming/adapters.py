@@ -86,7 +86,7 @@ def informative_drawings_keys(residuals: int = 3) -> dict[str, str]:
 def ella_key(name: str) -> str | None:
     """Give our name of a layer of ELLA, its suffix included where ours has another; None for what we do not have.
 
-    Queries, keys and values are one tensor there: the name ends in `Distribute`, and each third is a `Linear_i` below it.
+    Queries, keys and values are one tensor there: our name ends in `Distribute`, and each third is a `Linear_i` below.
     """
     resampler = "PerceiverResampler"
     if "latents" in name:

@@ -195,9 +195,9 @@ def autoencoder_layout(shapes: Shapes, make: type[AutoencoderNames]) -> Autoenco
     for blocks in range(1, 5):
         library = make(blocks=blocks)
         conv = library.resnet[1]
-        if f"{library.down(0, blocks - 1)}.{conv}.weight" in shapes:
-            if f"{library.down(0, blocks)}.{conv}.weight" not in shapes:
-                break
+        last, next_one = (f"{library.down(0, block)}.{conv}.weight" for block in (blocks - 1, blocks))
+        if last in shapes and next_one not in shapes:
+            break
     else:
         return None
     channels: list[int] = []

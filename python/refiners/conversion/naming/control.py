@@ -1,4 +1,4 @@
-"""The names of the layers of ControlNets and Control-LoRAs: half a U-Net, an encoder of the condition, and its outputs."""
+"""The names of the layers of ControlNets and Control-LoRAs: half a U-Net, an encoder of the condition, and outputs."""
 
 from __future__ import annotations
 

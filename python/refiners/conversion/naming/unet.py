@@ -1,7 +1,7 @@
 """The names of the layers of the U-Nets of Stable Diffusion 1.5 and XL, and of what shares their structure.
 
-Each library has a class with the names of its blocks; one walk over the structure puts them in the same order, so that two
-lists of names are a map.
+Each library has a class with the names of its blocks; one walk over the structure puts them in the same order, so that
+two lists of names are a map.
 """
 
 from __future__ import annotations
