@@ -1,0 +1,140 @@
+"""Say what a file or folder of weights holds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import dtype as DType
+
+from refiners.conversion.detection import Found
+from refiners.conversion.diffusion import Family, InferenceConfig, OpenedSources, family_of, inference_config
+from refiners.conversion.formats import Component
+
+# What files of a whole pipeline hold besides its models: averages of training, tables of the noise schedule, counters.
+_KNOWN_EXTRAS = re.compile(
+    r"^(model_ema|loss|denoiser|embedding_manager|cond_stage_model|conditioner)\.|position_ids$|logit_scale$"
+    r"|^(betas|logvar|alphas_cumprod\w*|sqrt_\w*alphas_cumprod\w*|log_one_minus_alphas_cumprod|posterior_\w+)$"
+    r"|^(lvlb_weights|scale_factor|ddim_\w+|global_step|v_pred|ztsnr|edm_\w+(\.sigma_(max|min))?)$"
+)
+
+
+@dataclass(frozen=True)
+class ComponentDescription:
+    """A model in a file or folder.
+
+    Attributes:
+        component: Its kind.
+        format: Who names its tensors, and what stands before the names.
+        dtype: The dtype of most of its numbers.
+        parameters: How many there are.
+        layout: Its structure: a `UNetLayout`, `AutoencoderLayout`, `CLIPLayout`, ...
+        missing: The keys that a model of this structure should have.
+        unknown: The keys at the same place that belong to no layer of it.
+    """
+
+    component: Component
+    format: str
+    dtype: DType
+    parameters: int
+    layout: Any
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing and nothing unknown: it can be loaded."""
+        return not self.missing and not self.unknown
+
+    @classmethod
+    def of(cls, found: Found) -> ComponentDescription:
+        """Describe what was found."""
+        missing, unknown = tuple(found.missing), tuple(found.unknown)
+        return cls(found.component, str(found.format), found.dtype, found.parameters, found.layout, missing, unknown)
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        line = f"{self.component}: {self.format}, {self.parameters / 1e6:.1f} M parameters in {dtype}"
+        if not self.is_whole:
+            line += f", {len(self.missing)} tensors missing, {len(self.unknown)} unknown"
+        return line
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file or folder of weights holds.
+
+    Attributes:
+        path: Where it is.
+        kind: Whether it is one file, a folder of one model, or a folder of a pipeline.
+        family: Which Stable Diffusion its U-Net is of, if it has one.
+        components: Its models.
+        config: What else is known of its U-Net, if it has one.
+        unknown: The keys that belong to no model and are no usual companions of one.
+    """
+
+    path: Path
+    kind: Literal["file", "folder", "pipeline"]
+    family: Family | None
+    components: tuple[ComponentDescription, ...]
+    config: InferenceConfig | None
+    unknown: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path.name}: {self.kind}, {self.family or 'no Stable Diffusion'}"]
+        if self.config is not None:
+            inpainting = ", inpainting" if self.config.is_inpainting else ""
+            lines[0] += f"{inpainting}, predicts {self.config.prediction_type or 'what is not said'}"
+        lines += [f"  {component}" for component in self.components]
+        if self.unknown:
+            lines.append(f"  {len(self.unknown)} unknown keys: {', '.join(self.unknown[:3])}, ...")
+        return "\n".join(lines)
+
+
+def describe(path: Path | str, variant: str | None = None) -> Description:
+    """Say what a file or folder of weights holds, without reading a tensor. It may be anything; it need not be whole.
+
+    Args:
+        path: A file, a folder of one model, or a folder of a pipeline.
+        variant: Which of the variants of a folder is meant; see `Checkpoint`.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If there are no tensors in it that can be read.
+    """
+    opened = OpenedSources(Path(path), variant)
+    try:
+        found = opened.find()
+        by_component: dict[Component, Found] = {each.component: each for each in found}
+        unet = by_component.get("unet_sd1") or by_component.get("unet_sdxl")
+        family = family_of(by_component)
+        used = {recipe.key for each in found for recipe in each.recipes.values()}
+        used |= {key for each in found for key in each.unknown}
+        keys = [key for source in opened.sources for key in source.infos]
+        return Description(
+            path=opened.path,
+            kind="pipeline" if opened.is_pipeline else "folder" if opened.path.is_dir() else "file",
+            family=family,
+            components=tuple(ComponentDescription.of(each) for each in found),
+            config=None if unet is None or family is None else inference_config(opened, unet, family),
+            unknown=tuple(key for key in keys if key not in used and not _is_companion(key, found)),
+        )
+    finally:
+        opened.close()
+
+
+def _is_companion(key: str, found: list[Found]) -> bool:
+    if _KNOWN_EXTRAS.search(key):
+        return True
+    return any(
+        key.startswith(each.format.prefix) and each.format.is_extra(key.removeprefix(each.format.prefix), each.layout)
+        for each in found
+        if each.component != "double_text_encoder"  # everything else is an extra to it
+    ) or any(
+        name.key(kind) == key
+        for each in found
+        for name in each.format.unused(each.layout)
+        for kind in ("weight", "bias")
+    )

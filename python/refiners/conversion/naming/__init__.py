@@ -1,0 +1,1 @@
+"""How each library names the layers of a model, and the maps between these names."""

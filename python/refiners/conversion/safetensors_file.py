@@ -1,0 +1,148 @@
+"""Read single tensors of a safetensors file, straight into their memory.
+
+The format is a length, a header of JSON with the dtype, shape and place of each tensor, and their bytes. The header is
+all that is read when the file is opened. A tensor is read from the file into its final memory: it is never held twice,
+and not one page of the file stays mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Size, Tensor, device as Device, dtype as DType
+
+from refiners.conversion.tensor_info import TensorInfo
+
+_LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_CHUNK = 1 << 24  # bytes that are cast at a time
+
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+class SafetensorsFile:
+    """An open safetensors file.
+
+    Attributes:
+        path: Where it is.
+        infos: The shape and dtype of each tensor, by its key.
+        metadata: The texts that were saved with the tensors.
+
+    Raises:
+        ValueError: If the file is not of this format, or shorter than its header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        try:
+            header, self._start = self._read_header()
+            self.metadata: dict[str, str] = dict(header.pop("__metadata__", {}))
+            self._places: dict[str, int] = {}
+            self.infos: dict[str, TensorInfo] = {}
+            size = path.stat().st_size
+            for key, entry in header.items():
+                self.infos[key], self._places[key] = self._check_entry(key, entry, size)
+        except BaseException:
+            self._file.close()
+            raise
+        self._map: mmap.mmap | None = None
+
+    def _read_header(self) -> tuple[dict[str, Any], int]:
+        length = int.from_bytes(self._file.read(8), "little")
+        if not 2 <= length <= _LONGEST_HEADER or length + 8 > self.path.stat().st_size:
+            raise ValueError(f"{self.path} is not a safetensors file: its header cannot be {length} bytes long")
+        try:
+            header: Any = json.loads(self._file.read(length))
+        except ValueError as error:
+            raise ValueError(f"{self.path} is not a safetensors file: its header is no JSON ({error})") from error
+        if not isinstance(header, Mapping):
+            raise ValueError(f"{self.path} is not a safetensors file: its header is no object")
+        return dict(cast("Mapping[str, Any]", header)), 8 + length
+
+    def _check_entry(self, key: str, entry: Any, size: int) -> tuple[TensorInfo, int]:
+        try:
+            name, shape, (begin, end) = entry["dtype"], Size(entry["shape"]), entry["data_offsets"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}: the header has no dtype, shape and place of {key!r}") from error
+        if name not in _DTYPES:
+            raise ValueError(f"{self.path}: {key!r} is of the dtype {name}, expected one of {', '.join(_DTYPES)}")
+        dtype = _DTYPES[name]
+        if not 0 <= begin <= end or end - begin != shape.numel() * dtype.itemsize:
+            raise ValueError(f"{self.path}: {key!r} of shape {tuple(shape)} and {name} has {end - begin} bytes")
+        if self._start + end > size:
+            raise ValueError(f"{self.path} is cut off: {key!r} ends at byte {self._start + end}, the file at {size}")
+        return TensorInfo(shape, dtype), self._start + begin
+
+    def close(self) -> None:
+        """Close the file. Tensors that were read stay; views end with the last tensor that uses them."""
+        self._file.close()
+        self._map = None
+
+    def place(self, key: str) -> int:
+        """Return where the bytes of a tensor begin: in this order a file is read fastest."""
+        return self._places[key]
+
+    def read(self, key: str, device: Device, dtype: DType | None, rows: tuple[int, int] | None) -> Tensor:
+        """Read a tensor, or a range of its rows, in a dtype and to a device. See `Checkpoint.read`."""
+        info, place = self.infos[key], self._places[key]
+        shape = info.shape
+        if rows is not None:
+            shape = Size((rows[1] - rows[0], *info.shape[1:]))
+            place += rows[0] * info.shape[1:].numel() * info.dtype.itemsize
+        if dtype is None or dtype == info.dtype or device.type != "cpu":
+            tensor = torch.empty(shape, dtype=info.dtype, device="cpu")
+            self._fill(tensor, place, key)
+            return tensor.to(device).to(dtype)  # what is copied is what the file holds; the device casts it
+        tensor = torch.empty(shape, dtype=dtype, device="cpu")
+        flat, step = tensor.view(-1), _CHUNK // info.dtype.itemsize
+        buffer = torch.empty(min(step, flat.numel()), dtype=info.dtype, device="cpu")
+        for begin in range(0, flat.numel(), step):
+            part = buffer[: flat.numel() - begin]
+            self._fill(part, place + begin * info.dtype.itemsize, key)
+            flat[begin : begin + part.numel()].copy_(part)
+        return tensor
+
+    def _fill(self, tensor: Tensor, place: int, key: str) -> None:
+        if tensor.numel() == 0:
+            return
+        target = memoryview(cast(Any, tensor.view(-1).view(torch.uint8).numpy()))
+        self._file.seek(place)
+        while target:
+            count = self._file.readinto(target)
+            if not count:
+                raise OSError(f"{self.path} ended within {key!r}: it was cut off after it was opened")
+            target = target[count:]
+
+    def view(self, key: str) -> Tensor:
+        """Return a tensor whose memory is that of the file: it takes none, and is read when it is used."""
+        info = self.infos[key]
+        if info.shape.numel() == 0:
+            return torch.empty(info.shape, dtype=info.dtype, device="cpu")
+        if self._map is None:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)  # writes stay in memory
+        if self._places[key] % info.dtype.itemsize:
+            return self.read(key, Device("cpu"), None, None)  # not aligned: files of other writers
+        return torch.frombuffer(self._map, dtype=info.dtype, count=info.shape.numel(), offset=self._places[key]).view(
+            info.shape
+        )

@@ -1,0 +1,100 @@
+"""Read tensors of a file written by `torch.save`, without running anything that is in it."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, device as Device, dtype as DType
+
+from refiners.conversion.tensor_info import TensorInfo
+
+# Where trainers put the weights among the state of optimizers and counters.
+_NESTS = ("state_dict", "model_state_dict", "params_ema", "params", "model", "module")
+
+
+class _Inert:
+    """Stands for an object of a class that is not plain data: it keeps nothing and does nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+class TorchFile:
+    """The tensors of a file written by `torch.save`. They are mapped, not read, where the file's format permits.
+
+    Objects that are no plain data, such as the callbacks that trainers save with the weights, are neither imported nor
+    created: inert ones take their places.
+
+    Attributes:
+        path: Where it is.
+        infos: The shape and dtype of each tensor, by its key.
+        metadata: Empty; see `SafetensorsFile`.
+
+    Raises:
+        ValueError: If the file is not of this format, or holds no tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._tensors = dict(_tensors_of(_load(path), ""))
+        if not self._tensors:
+            raise ValueError(f"{path} holds no tensors")
+        self.infos = {key: TensorInfo(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
+        self._order = {key: i for i, key in enumerate(self._tensors)}
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._tensors = {}
+
+    def place(self, key: str) -> int:
+        """Return the place of a tensor among the others."""
+        return self._order[key]
+
+    def read(self, key: str, device: Device, dtype: DType | None, rows: tuple[int, int] | None) -> Tensor:
+        """Copy a tensor, or a range of its rows, in a dtype and to a device. See `Checkpoint.read`."""
+        tensor = self.view(key)
+        if rows is not None:
+            tensor = tensor[rows[0] : rows[1]]
+        return tensor.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+
+    def view(self, key: str) -> Tensor:
+        """Return a tensor whose memory is that of the file, if it is mapped."""
+        return self._tensors[key]
+
+
+def _load(path: Path) -> Any:
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
+        inert: list[Any] = [(type(_Inert.__name__, (_Inert,), {}), name) for name in foreign]
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, mmap=is_zip, **options)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of tensors that torch.save wrote: {error}") from error
+
+
+def _tensors_of(content: Any, prefix: str) -> list[tuple[str, Tensor]]:
+    """List the tensors in nested dictionaries with dotted keys; only the weights, where the file keeps them apart."""
+    if not isinstance(content, Mapping):
+        return []
+    mapping = cast("Mapping[object, Any]", content)
+    if not prefix:
+        for nest in _NESTS:
+            if isinstance(mapping.get(nest), Mapping):
+                return _tensors_of(mapping[nest], "")
+    found: list[tuple[str, Tensor]] = []
+    for key, value in mapping.items():
+        if isinstance(value, Tensor):
+            found.append((f"{prefix}{key}", value.detach()))
+        else:
+            found += _tensors_of(value, f"{prefix}{key}.")
+    return found
