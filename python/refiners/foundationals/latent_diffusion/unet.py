@@ -242,16 +242,18 @@ class UNet(fl.Chain):
             block.insert(0, ResidualConcatenator(-n - 2))
 
     def _hint(self, *args: Any) -> str:
-        if not args or not isinstance(args[0], Tensor) or args[0].ndim == 0:
-            return ""
-        batch = args[0].shape[0]
-        given = {key: (self.provider.get_context(context) or {}).get(key) for context, key in self._conditions}
+        # The first residual is a batch as large as the input: what came later may have been broadcast.
+        batches = [x.shape[0] for x in (self._get("unet", "residuals")[0], *args) if isinstance(x, Tensor) and x.ndim]
         wrong = [
             f"set_{key} got {tuple(value.shape)}"
-            for key, value in given.items()
-            if isinstance(value, Tensor) and value.shape[0] not in ((1, batch) if key == "timestep" else (batch,))
+            for context, key in self._conditions
+            if isinstance(value := self._get(context, key), Tensor)
+            and value.shape[0] not in (batches[0], 1 if key == "timestep" else batches[0])
         ]
-        return f"x is {tuple(args[0].shape)}, a batch of {batch}, but {' and '.join(wrong)}" if wrong else ""
+        return f"the input is a batch of {batches[0]}, but {' and '.join(wrong)}" if wrong else ""
+
+    def _get(self, context: str, key: str) -> Any:
+        return (self.provider.get_context(context) or {}).get(key)
 
 
 def adapt_residual_blocks(
