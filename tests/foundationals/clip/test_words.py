@@ -68,7 +68,7 @@ def test_special_tokens_are_spelled_exactly() -> None:
 def test_whole_words_are_found_wherever_they_stand() -> None:
     pattern = word_pattern(["<cat>", "dog*"])
     assert pattern.flags & re.IGNORECASE
-    assert pattern.findall("(<cat>)!<CAT>a<cat>b 'a_<cat>'") == "( <cat> )! <CAT> a <cat> b ' a _ <cat> '".split()
+    assert "|".join(pattern.findall("(<cat>)!<CAT>a<cat>b 'a_<cat>'")) == "(|<cat>|)!|<CAT>|a|<cat>|b|'|a|_|<cat>|'"
     assert pattern.findall("bulldog*s <cats> dogs") == ["bull", "dog*", "s", "<", "cats", ">", "dogs"]
     assert pattern.findall("it's 64k!") == word_pattern().findall("it's 64k!")
 
