@@ -9,7 +9,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,29 @@ SDXL: dict[str, dict[str, Any]] = {
     "text_encoder": TEXT_L,
     "text_encoder_2": TEXT_G,
 }
+
+
+# Heads have 64 features, and time ids 256 sinusoids, as in the published models: a single file does not say.
+_SMALL_VAE = {"block_out_channels": [32, 32, 64, 64]}
+_SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_hidden_layers": 3}
+_SMALL_TEXT_2 = {**_SMALL_TEXT, "hidden_size": 128, "num_attention_heads": 2, "projection_dim": 128}
+_SMALL_UNET = {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 64}
+_SMALL_UNET_XL = {
+    "attention_head_dim": [1, 1, 1],
+    "block_out_channels": [32, 64, 64],
+    "cross_attention_dim": 192,
+    "projection_class_embeddings_input_dim": 1664,
+    "transformer_layers_per_block": [1, 2, 3],
+}
+_SMALL: dict[str, dict[str, Any]] = {"unet": _SMALL_UNET, "vae": _SMALL_VAE, "text_encoder": _SMALL_TEXT}
+
+
+def small(components: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Shrink the models of a checkpoint; their topology stays, but for the depth of attention and of text encoders."""
+    changes = _SMALL
+    if "text_encoder_2" in components:
+        changes = {**changes, "unet": _SMALL_UNET_XL, "text_encoder_2": _SMALL_TEXT_2}
+    return {name: {**config, **changes[name]} for name, config in components.items()}
 
 
 def write_folder(folder: Path, components: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -187,15 +210,3 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def write_single_file(path: Path, folder: Path, rename: Callable[[str, dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """Write what is in a folder as one file, each component renamed by a function of its name and state."""
-    if not path.exists():
-        from safetensors.torch import load_file
-
-        state: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*/*.safetensors")):
-            state |= rename(file.parent.name, load_file(file))
-        save_file(state, path)
-    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 import warnings
@@ -24,13 +23,18 @@ def run_pipeline(folder: Path, case: dict[str, Any]) -> dict[str, Tensor]:
         case: `kind` ("text", "image" or "inpaint"), `prompt`, `negative`, `steps`, `scale`, `size`, `seeds`, and for
             images `strength` and `init_latents`, for masks `image`, `mask` and `masked_latents`.
     """
-    warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _run_pipeline(folder, case)
+
+
+def _run_pipeline(folder: Path, case: dict[str, Any]) -> dict[str, Tensor]:
     import diffusers
     import transformers
 
-    logging.disable(logging.WARNING)
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
     is_xl = (folder / "text_encoder_2").exists()
     prefix = "StableDiffusionXL" if is_xl else "StableDiffusion"
     name = {"text": "Pipeline", "image": "Img2ImgPipeline", "inpaint": "InpaintPipeline"}[case["kind"]]

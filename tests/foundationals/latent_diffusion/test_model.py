@@ -203,7 +203,9 @@ def test_generate_from_an_image_keeps_more_of_it_at_a_lower_strength(model: Late
     image = Image.new("RGB", (72, 64), (90, 10, 200))
     for strength in (0.0, 0.5, 1.0):
         steps: list[int] = []
-        model.generate("", size=SIZE, num_steps=5, init_image=image, strength=strength, on_step=lambda i, _: steps.append(i))
+        model.generate(
+            "", size=SIZE, num_steps=5, init_image=image, strength=strength, on_step=lambda i, _: steps.append(i)
+        )
         calls.append(len(steps))
     assert calls == [1, 3, 5]
 
@@ -213,7 +215,10 @@ def test_generate_from_an_image_keeps_more_of_it_at_a_lower_strength(model: Late
     [
         ({"size": (60, 64)}, r"size must be two positive multiples of 8 \(height, width\), got \(60, 64\)"),
         ({"strength": 1.5}, "strength must be between 0 and 1, got 1.5"),
-        ({"seed": [1, 2, 3], "text": ["a", "b"]}, "text, seed and init_image must hold one item, or one for each image"),
+        (
+            {"seed": [1, 2, 3], "text": ["a", "b"]},
+            "text, seed and init_image must hold one item, or one for each image",
+        ),
         ({"text": []}, "text must be a prompt or a list of at least one, got an empty list"),
     ],
 )
@@ -227,7 +232,9 @@ def test_errors_of_a_step() -> None:
     x, embedding = torch.randn(2, 4, 8, 9), torch.randn(4, 77, 32)
     with pytest.raises(AssertionError, match="invalid batch size for classifier-free guidance"):
         model(x, step=0, clip_text_embedding=embedding[:3])
-    with pytest.raises(ValueError, match="clip_text_embedding must have 4 items for 2 images, a negative and a positive"):
+    with pytest.raises(
+        ValueError, match="clip_text_embedding must have 4 items for 2 images, a negative and a positive"
+    ):
         model(x, step=0, clip_text_embedding=embedding[:2])
     with pytest.raises(AssertionError, match="invalid step 30"):
         model(x, step=30, clip_text_embedding=embedding)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypedDict
+
 from torch import device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.foundationals.clip.common import FeedForward, PositionalEncoder
 from refiners.foundationals.clip.tokenizer import CLIPTokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class CLIPTextEncoderSizes(TypedDict, total=False):
+    """What a `CLIPTextEncoder` of another size than a published one is built with."""
+
+    embedding_dim: int
+    max_sequence_length: int
+    vocabulary_size: int
+    num_layers: int
+    num_attention_heads: int
+    feedforward_dim: int
+    use_quick_gelu: bool
 
 
 class TokenEncoder(fl.Embedding):
@@ -185,18 +202,20 @@ class CLIPTextEncoderL(CLIPTextEncoder):
     Args:
         device: Where to create the weights.
         dtype: Their dtype.
+        sizes: Arguments of `CLIPTextEncoder`, for a model of another size.
     """
 
-    def __init__(self, device: Device | str | None = None, dtype: DType | None = None) -> None:
-        super().__init__(
-            embedding_dim=768,
-            num_layers=12,
-            num_attention_heads=12,
-            feedforward_dim=3072,
-            use_quick_gelu=True,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(
+        self, device: Device | str | None = None, dtype: DType | None = None, **sizes: Unpack[CLIPTextEncoderSizes]
+    ) -> None:
+        published: CLIPTextEncoderSizes = {
+            "embedding_dim": 768,
+            "num_layers": 12,
+            "num_attention_heads": 12,
+            "feedforward_dim": 3072,
+            "use_quick_gelu": True,
+        }
+        super().__init__(**{**published, **sizes}, device=device, dtype=dtype)
 
 
 class CLIPTextEncoderH(CLIPTextEncoder):
@@ -207,17 +226,19 @@ class CLIPTextEncoderH(CLIPTextEncoder):
     Args:
         device: Where to create the weights.
         dtype: Their dtype.
+        sizes: Arguments of `CLIPTextEncoder`, for a model of another size.
     """
 
-    def __init__(self, device: Device | str | None = None, dtype: DType | None = None) -> None:
-        super().__init__(
-            embedding_dim=1024,
-            num_layers=23,
-            num_attention_heads=16,
-            feedforward_dim=4096,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(
+        self, device: Device | str | None = None, dtype: DType | None = None, **sizes: Unpack[CLIPTextEncoderSizes]
+    ) -> None:
+        published: CLIPTextEncoderSizes = {
+            "embedding_dim": 1024,
+            "num_layers": 23,
+            "num_attention_heads": 16,
+            "feedforward_dim": 4096,
+        }
+        super().__init__(**{**published, **sizes}, device=device, dtype=dtype)
 
 
 class CLIPTextEncoderG(CLIPTextEncoder):
@@ -228,15 +249,17 @@ class CLIPTextEncoderG(CLIPTextEncoder):
     Args:
         device: Where to create the weights.
         dtype: Their dtype.
+        sizes: Arguments of `CLIPTextEncoder`, for a model of another size.
     """
 
-    def __init__(self, device: Device | str | None = None, dtype: DType | None = None) -> None:
-        super().__init__(
-            embedding_dim=1280,
-            num_layers=32,
-            num_attention_heads=20,
-            feedforward_dim=5120,
-            tokenizer=CLIPTokenizer(pad_token_id=0),
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(
+        self, device: Device | str | None = None, dtype: DType | None = None, **sizes: Unpack[CLIPTextEncoderSizes]
+    ) -> None:
+        published: CLIPTextEncoderSizes = {
+            "embedding_dim": 1280,
+            "num_layers": 32,
+            "num_attention_heads": 20,
+            "feedforward_dim": 5120,
+        }
+        tokenizer = CLIPTokenizer(sequence_length=sizes.get("max_sequence_length", 77), pad_token_id=0)
+        super().__init__(**{**published, **sizes}, tokenizer=tokenizer, device=device, dtype=dtype)

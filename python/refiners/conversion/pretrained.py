@@ -1,0 +1,223 @@
+"""Whole models from public checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Size, device as Device, dtype as DType, nn
+
+from refiners.conversion.detection import Found
+from refiners.conversion.diffusion import DiffusionCheckpoint, SchedulerConfig, open_diffusion_checkpoint
+from refiners.conversion.loading import load_into
+from refiners.conversion.naming.unet import UNetLayout
+from refiners.foundationals.clip.text_encoder import (
+    CLIPTextEncoder,
+    CLIPTextEncoderG,
+    CLIPTextEncoderL,
+    CLIPTextEncoderSizes,
+)
+from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
+from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
+from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, ModelPredictionType, Solver, SolverParams
+from refiners.foundationals.latent_diffusion.stable_diffusion_1 import (
+    SD1Autoencoder,
+    SD1UNet,
+    StableDiffusion_1,
+    StableDiffusion_1_Inpainting,
+)
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl import (
+    DoubleTextEncoder,
+    SDXLAutoencoder,
+    SDXLUNet,
+    StableDiffusion_XL,
+)
+
+M = TypeVar("M", bound=LatentDiffusionModel)
+T = TypeVar("T", bound=nn.Module)
+Config = Mapping[str, Any]
+
+_PREDICTIONS = {
+    "epsilon": ModelPredictionType.NOISE,
+    "sample": ModelPredictionType.SAMPLE,
+    "v_prediction": ModelPredictionType.VELOCITY,
+}
+_SCHEDULES = {"linear": "uniform", "scaled_linear": "quadratic"}
+
+
+def load_pretrained(
+    kind: type[M],
+    path: Path | str,
+    *,
+    solver: Solver | None = None,
+    device: Device | str = "cpu",
+    dtype: DType = torch.float32,
+    variant: str | None = None,
+) -> M:
+    """Load a checkpoint of Stable Diffusion 1.5 or XL, or of a model of their structure.
+
+    Weights are read one by one, straight to their device and dtype; see `refiners.conversion.loading.load_into`.
+
+    Args:
+        kind: The class of the model; `LatentDiffusionModel` for any.
+        path: A folder in the format of diffusers, or a single file.
+        solver: The solver (default: that of the model, told what the checkpoint predicts).
+        device: Where the model runs.
+        dtype: The dtype that it runs in.
+        variant: Which of the variants of a folder is meant, such as `"fp16"`.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If the checkpoint is not whole, or of no structure that is known.
+        TypeError: If it is of another kind of model.
+    """
+    with open_diffusion_checkpoint(path, variant) as checkpoint:
+        found = _kind_of(checkpoint)
+        if not issubclass(found, kind):
+            raise TypeError(f"{path} holds a {found.__name__}, not a {kind.__name__}: load it by that class")
+        missing = [name for name in ("lda", "clip_text_encoder") if getattr(checkpoint, name) is None]
+        if missing:
+            raise ValueError(
+                f"{path} has a U-Net, but lacks what a {found.__name__} needs besides: {', '.join(missing)}"
+            )
+        make_unet, make_autoencoder, make_text_encoder = (
+            (_xl_unet, SDXLAutoencoder, _double_text_encoder)
+            if found is StableDiffusion_XL
+            else (_sd1_unet, SD1Autoencoder, _text_encoder)
+        )
+        configs = checkpoint.config.raw
+        lda, text_encoder = cast(Found, checkpoint.lda), cast(Found, checkpoint.clip_text_encoder)
+
+        def load(module: T, weights: Found) -> T:
+            return load_into(module, weights, device=device, dtype=dtype)
+
+        model = found(
+            unet=load(make_unet(checkpoint.unet, configs.get("unet", {})), checkpoint.unet),
+            lda=load(_autoencoder(make_autoencoder, lda, configs.get("vae", {})), lda),
+            clip_text_encoder=load(make_text_encoder(text_encoder, configs), text_encoder),
+            solver=_solver(found, checkpoint) if solver is None else solver,
+            device=device,
+            dtype=dtype,
+        )
+        model.lda.encoder_scale = checkpoint.config.latent_scale
+    return cast(M, model.requires_grad_(False))
+
+
+def _kind_of(checkpoint: DiffusionCheckpoint) -> type[StableDiffusion_1 | StableDiffusion_XL]:
+    channels = checkpoint.config.in_channels
+    if checkpoint.family == "sdxl" and channels == 4:
+        return StableDiffusion_XL
+    if checkpoint.family == "sd1" and channels == 4:
+        return StableDiffusion_1
+    if checkpoint.family == "sd1" and channels == 9:
+        return StableDiffusion_1_Inpainting
+    raise ValueError(
+        f"{checkpoint.path} holds a U-Net of the family {checkpoint.family} with {channels} input channels: expected sd1"
+        " with 4 or 9, or sdxl with 4"
+    )
+
+
+# Sizes are those of the weights. What they do not tell, numbers of heads and groups, is in the configuration of a folder,
+# and otherwise as published.
+
+
+def _sd1_unet(found: Found, config: Config) -> SD1UNet:
+    layout, shapes = cast(UNetLayout, found.layout), found.shapes
+    return SD1UNet(
+        shapes["DownBlocks.Chain_1.Conv2d.weight"][1],
+        channels=layout.channels,
+        text_embedding_dim=_text_dim(shapes),
+        num_attention_heads=config.get("attention_head_dim", 8),  # what it has long been called there
+        num_groups=config.get("norm_num_groups", 32),
+        device="meta",
+    )
+
+
+def _xl_unet(found: Found, config: Config) -> SDXLUNet:
+    layout, shapes = cast(UNetLayout, found.layout), found.shapes
+    time_ids_dim = config.get("addition_time_embed_dim", 256)
+    heads = config.get("attention_head_dim")
+    return SDXLUNet(
+        shapes["DownBlocks.Chain_1.Conv2d.weight"][1],
+        channels=layout.channels,
+        text_embedding_dim=_text_dim(shapes),
+        pooled_text_embedding_dim=shapes["TimestepEncoder.Sum.TextTimeEmbedding.Linear_1.weight"][1] - 6 * time_ids_dim,
+        num_attention_layers=layout.depths,
+        head_dim=layout.channels[-1] // heads[-1] if heads else 64,
+        time_ids_embedding_dim=time_ids_dim,
+        num_groups=config.get("norm_num_groups", 32),
+        device="meta",
+    )
+
+
+def _text_dim(shapes: Mapping[str, Size]) -> int:
+    suffix = "Residual_2.Attention.Distribute.Linear_2.weight"
+    return next(shape[1] for key, shape in shapes.items() if key.endswith(suffix))
+
+
+def _autoencoder(make: type[LatentDiffusionAutoencoder], found: Found, config: Config) -> LatentDiffusionAutoencoder:
+    return make(
+        channels=found.layout.channels,
+        num_groups=config.get("norm_num_groups", 32),
+        device="meta",
+    )
+
+
+def _text_encoder(found: Found, configs: Mapping[str, Config]) -> CLIPTextEncoder:
+    return CLIPTextEncoderL(device="meta", **_text_sizes(found.shapes, "", configs.get("text_encoder", {})))
+
+
+def _double_text_encoder(found: Found, configs: Mapping[str, Config]) -> DoubleTextEncoder:
+    prefixes = ("Parallel.CLIPTextEncoderL.", "Parallel.TextEncoderWithPooling.CLIPTextEncoderG.")
+    sizes = [
+        _text_sizes(found.shapes, prefix, configs.get(name, {}))
+        for prefix, name in zip(prefixes, ("text_encoder", "text_encoder_2"))
+    ]
+    for each in sizes:
+        each["num_layers"] += 1  # the last layer of the first is not used, that of the second is elsewhere
+    first, second = CLIPTextEncoderL(device="meta", **sizes[0]), CLIPTextEncoderG(device="meta", **sizes[1])
+    return DoubleTextEncoder(first, second, device="meta")
+
+
+def _text_sizes(shapes: Mapping[str, Size], prefix: str, config: Config) -> CLIPTextEncoderSizes:
+    below = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    vocabulary_size, dim = below["Sum.TokenEncoder.weight"]
+    sizes: CLIPTextEncoderSizes = {
+        "embedding_dim": dim,
+        "max_sequence_length": below["Sum.PositionalEncoder.Embedding.weight"][0],
+        "vocabulary_size": vocabulary_size,
+        "num_layers": sum(key.endswith("Residual_1.LayerNorm.weight") for key in below),
+        "num_attention_heads": config.get("num_attention_heads", max(1, dim // 64)),
+        "feedforward_dim": below["TransformerLayer_1.Residual_2.FeedForward.Linear_1.weight"][0],
+    }
+    if "hidden_act" in config:
+        sizes["use_quick_gelu"] = config["hidden_act"] == "quick_gelu"
+    return sizes
+
+
+def _solver(kind: type[LatentDiffusionModel], checkpoint: DiffusionCheckpoint) -> Solver:
+    """Make the default solver of a model, for what its U-Net predicts and the noise it was trained with."""
+    config = checkpoint.config
+    prediction = config.prediction_type or "epsilon"
+    if prediction not in _PREDICTIONS:
+        raise ValueError(f"{checkpoint.path} predicts by {prediction!r}, for which there is no solver: give one")
+    params: dict[str, Any] = {"model_prediction_type": _PREDICTIONS[prediction]}
+    if config.zero_snr:
+        params["rescale_zero_terminal_snr"] = True
+    if config.scheduler is not None:
+        params |= _noise_params(config.scheduler)
+    make = DDIM if kind is StableDiffusion_XL else DPMSolver
+    return make(num_inference_steps=30, params=SolverParams(**params))
+
+
+def _noise_params(scheduler: SchedulerConfig) -> dict[str, Any]:
+    if scheduler.beta_schedule not in _SCHEDULES:
+        raise ValueError(f"scheduler: beta_schedule must be one of {list(_SCHEDULES)}, got {scheduler.beta_schedule!r}")
+    return {
+        "num_train_timesteps": scheduler.num_train_timesteps,
+        "initial_diffusion_rate": scheduler.beta_start,
+        "final_diffusion_rate": scheduler.beta_end,
+        "noise_schedule": _SCHEDULES[scheduler.beta_schedule],
+    }
