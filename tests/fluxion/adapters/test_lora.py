@@ -172,6 +172,13 @@ def test_from_weights_chooses_by_the_number_of_dimensions() -> None:
         Lora.from_weights("foo", *weights((4, 6), (5, 4, 3, 3)))
 
 
+@pytest.mark.parametrize("size,padding", [(1, 0), (3, 1), (5, 0), (7, 0)])
+def test_from_weights_pads_kernels_of_three_only(size: int, padding: int) -> None:
+    lora = Conv2dLora.from_weights("foo", *weights((4, 6, size, size), (5, 4, size, size)))
+    assert lora.padding == (padding, padding) and lora.kernel_size == (size, size)
+    assert lora.down.padding == lora.up.padding == (padding, padding)
+
+
 def test_from_weights_takes_device_and_dtype_from_up() -> None:
     down, up = weights((4, 6), (5, 4))
     lora = Lora.from_weights("foo", down=down, up=up.double())

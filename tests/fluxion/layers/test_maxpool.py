@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,6 +29,14 @@ def test_max_pool_2d_takes_its_arguments_in_order() -> None:
     actual = layer(x)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     assert isinstance(layer, nn.MaxPool2d)
+
+
+@pytest.mark.parametrize("cls", [fl.MaxPool1d, fl.MaxPool2d])
+def test_indices_are_asked_for_before_the_rounding(cls: type[fl.MaxPool1d | fl.MaxPool2d]) -> None:
+    x = torch.randn(2, 5, 5)  # without batch for 2-D windows
+    maxima, indices = cls(2, 2, 0, 1, True, False)(x)
+    assert maxima.shape == indices.shape and maxima.shape[-1] == 2
+    assert cls(2, 2, 0, 1, False, True)(x).shape[-1] == 3
 
 
 def test_the_stride_defaults_to_the_size_of_the_window() -> None:
