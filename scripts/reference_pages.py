@@ -11,7 +11,12 @@ from mkdocs.structure.files import File, Files
 
 Section: TypeAlias = list[str | dict[str, "Section"] | dict[str, str]]
 
-MORE = ["refiners.fluxion.context", "refiners.conversion.model_converter"]
+MORE = [
+    "refiners.fluxion.context",
+    "refiners.foundationals.clip.concepts",
+    "refiners.foundationals.clip.tokenizer",
+    "refiners.conversion.model_converter",
+]
 PROGRAMS = ("refiners.bench", "refiners.demo", "refiners.doctor")  # documented by their --help
 PACKAGE = Path(__file__).parents[1] / "python" / "refiners"
 

@@ -9,7 +9,7 @@ import torch
 
 import refiners.fluxion.layers as fl
 from refiners.foundationals.clip import CLIPTextEncoder, CLIPTextEncoderL
-from refiners.foundationals.clip.concepts import ConceptExtender
+from refiners.foundationals.clip.concepts import ConceptExtender, EmbeddingExtender, TokenExtender
 from refiners.foundationals.clip.text_encoder import TokenEncoder
 from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 
@@ -178,6 +178,19 @@ def test_what_is_missing_is_named(encoder: CLIPTextEncoder) -> None:
         ConceptExtender(encoder[1:])
     with pytest.raises(RuntimeError, match=r"^TokenEncoder not found\.$"):
         ConceptExtender(encoder[:2])
+
+
+@pytest.mark.parametrize(
+    "target", [None, fl.Chain(fl.Linear(2, 2)), fl.Embedding(2, 2)], ids=["None", "Chain", "Embedding"]
+)
+def test_wrong_targets_are_named(target: object) -> None:
+    for kind, name in [
+        (ConceptExtender, "CLIPTextEncoder"),
+        (EmbeddingExtender, "TokenEncoder"),
+        (TokenExtender, "CLIPTokenizer"),
+    ]:
+        with pytest.raises(TypeError, match=f"target must be a {name}, got {type(target).__name__}"):
+            kind(target)
 
 
 @pytest.mark.parametrize("removed", [0, 2])

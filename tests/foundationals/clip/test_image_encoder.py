@@ -168,3 +168,10 @@ def test_gradients_reach_every_weight(randomize: Any) -> None:
     randomize(encoder)
     encoder(torch.randn(2, 3, 28, 28)).square().sum().backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoder.parameters())
+
+
+def test_images_are_encoded_in_one_graph() -> None:
+    encoder = CLIPImageEncoder(**{**SIZES, "num_layers": 1})
+    torch.compiler.reset()
+    x = torch.randn(2, 3, 28, 28)
+    assert torch.equal(torch.compile(encoder, fullgraph=True, backend="eager")(x), encoder(x))

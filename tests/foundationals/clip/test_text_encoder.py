@@ -161,6 +161,8 @@ def test_g_fills_up_with_zeros() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(AssertionError, match="embedding_dim 32 must be divisible by num_heads 5"):
         make(num_attention_heads=5)
+    with pytest.raises(TypeError, match="tokenizer must be a CLIPTokenizer, got Identity"):
+        make(tokenizer=fl.Identity())
     message = "tokenizer must give at most max_sequence_length 16 ids, got one that gives 77"
     with pytest.raises(ValueError, match=message):
         make(max_sequence_length=16, tokenizer=CLIPTokenizer())
@@ -196,3 +198,12 @@ def test_copies_and_gradients(randomize: Any) -> None:
     encoder("a cat").square().sum().backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoder.parameters())
     assert torch.equal(clone("a cat"), encoder("a cat")) and clone.ensure_find(TokenEncoder).weight.grad is None
+
+
+def test_ids_are_encoded_in_one_graph(randomize: Any) -> None:
+    encoder = make(num_layers=1)
+    randomize(encoder)
+    torch.compiler.reset()
+    ids = encoder.tokenizer(["a cat", ""])
+    compiled = torch.compile(encoder[1:], fullgraph=True, backend="eager")
+    assert torch.equal(compiled(ids), encoder(["a cat", ""]))

@@ -38,6 +38,7 @@ class EmbeddingExtender(fl.Chain, Adapter[TokenEncoder]):
         new_weight (Parameter): The new rows, shape [num_new, embedding_dim]; none at first.
 
     Raises:
+        TypeError: If the target is something else.
         ValueError: When called on the CPU, if an id has no row. (To look at them elsewhere would stop the device.)
     """
 
@@ -45,6 +46,7 @@ class EmbeddingExtender(fl.Chain, Adapter[TokenEncoder]):
     new_weight: Parameter
 
     def __init__(self, target: TokenEncoder) -> None:
+        _check_target(target, TokenEncoder)
         with self.setup_adapter(target):
             super().__init__(fl.Lambda(self.lookup))
         self.old_weight = _weight_of(target)
@@ -105,6 +107,11 @@ class EmbeddingExtender(fl.Chain, Adapter[TokenEncoder]):
         raise RuntimeError(f"{type(self).__name__} cannot be copied, eject it first: new rows would not be shared")
 
 
+def _check_target(target: object, kind: type[fl.Module]) -> None:
+    if not isinstance(target, kind):
+        raise TypeError(f"target must be a {kind.__name__}, got {type(target).__name__}")
+
+
 def _weight_of(target: TokenEncoder) -> Parameter:
     weight = target.weight
     assert isinstance(weight, Parameter)
@@ -116,9 +123,13 @@ class TokenExtender(fl.Chain, Adapter[CLIPTokenizer]):
 
     Args:
         target: The tokenizer.
+
+    Raises:
+        TypeError: If the target is something else.
     """
 
     def __init__(self, target: CLIPTokenizer) -> None:
+        _check_target(target, CLIPTokenizer)
         self._tokens: list[str] = []
         with self.setup_adapter(target):
             super().__init__(
@@ -192,11 +203,13 @@ class ConceptExtender(fl.Chain, Adapter[CLIPTextEncoder]):
         target: The text encoder.
 
     Raises:
+        TypeError: If the target is something else.
         RuntimeError: If the encoder has no token encoder or no tokenizer.
         AssertionError: If there are concepts in the encoder: they can be added to the extender that is there.
     """
 
     def __init__(self, target: CLIPTextEncoder) -> None:
+        _check_target(target, CLIPTextEncoder)
         self._refuse_nesting(target)
         token_encoder = next(target.walk(TokenEncoder), None)
         if token_encoder is None:

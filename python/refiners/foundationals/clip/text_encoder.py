@@ -134,6 +134,7 @@ class CLIPTextEncoder(fl.Chain):
 
     Raises:
         AssertionError: If `embedding_dim` is not divisible by `num_attention_heads`.
+        TypeError: If the tokenizer is something else.
         ValueError: If the tokenizer gives more than `max_sequence_length` ids.
     """
 
@@ -161,6 +162,8 @@ class CLIPTextEncoder(fl.Chain):
         self.use_quick_gelu = use_quick_gelu
         if tokenizer is None:
             tokenizer = CLIPTokenizer(sequence_length=max_sequence_length)
+        if not isinstance(tokenizer, CLIPTokenizer):
+            raise TypeError(f"tokenizer must be a CLIPTokenizer, got {type(tokenizer).__name__}")
         if tokenizer.sequence_length > max_sequence_length:
             raise ValueError(
                 f"tokenizer must give at most max_sequence_length {max_sequence_length} ids,"

@@ -33,8 +33,8 @@ def normalize(text: str) -> str:
 def word_pattern(whole: Sequence[str] = ()) -> re.Pattern[str]:
     """Compile the pattern of a word: an English clitic, some letters, one digit, or some other characters.
 
-    Before all that, the text of a special token is one match. Letters and digits are those of Unicode (the categories L and N, in the version of Unicode that Python has), and an
-    underscore is another character.
+    Before all that, the text of a special token is one match. Letters and digits are those of Unicode (the categories L
+    and N, in the version of Unicode that Python has), and an underscore is another character.
 
     Args:
         whole: Texts that are words wherever they stand, also next to letters; those that come first are tried first.
