@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "refiners._version",
     "refiners.__version__",  # the same, by the name that the package gives it
+    "refiners.options",
     "refiners.ops",
     "refiners.fluxion.utils",
     "refiners.fluxion",  # its __init__ re-exports the utilities
@@ -27,6 +28,7 @@ ORDER = [
     "refiners.training_utils",
     "refiners.solutions",
     "refiners.demo",
+    "refiners.generate",
     "refiners.doctor",
     "refiners.bench",
     "refiners.cli",
@@ -37,7 +39,10 @@ CORE = {*sys.stdlib_module_names, "refiners", "torch", "safetensors", "PIL", "ja
 CORE |= {"typing_extensions"}  # torch depends on it
 OUTSIDE = {"tests", "benchmarks", "examples", "docs", "scripts"}
 FAMILY_EXCEPTIONS = {("latent_diffusion", "clip")}
-LATE = {("refiners.fluxion.layers", "refiners.fluxion.adapters.adapter.Adapter")}  # `fl.Adapter`, when it is asked for
+LATE = {
+    ("refiners.fluxion.layers", "refiners.fluxion.adapters.adapter.Adapter"),  # `fl.Adapter`, when it is asked for
+    ("refiners.foundationals", "refiners.conversion.pretrained.load_pretrained"),  # `from_pretrained`
+}
 
 
 def layer_of(module: str) -> int | None:

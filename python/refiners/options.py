@@ -18,14 +18,24 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
 
-def natural(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Give a reader of whole numbers from a least one, up to a largest one if there is any."""
-    valid = f"of at least {least}" if most is None else f"from {least} to {most}"
+MOST = 2**63 - 1  # what torch takes for a size
+MOST_SEED = 2**64 - 1  # and for a seed
+
+
+def natural(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Give a reader of whole numbers from a least one to a greatest one."""
 
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or int(text) < least or (most is not None and int(text) > most):
-            raise argparse.ArgumentTypeError(f"expected a whole number {valid}, got {text!r}")
-        return int(text)
+        shown = repr(text if len(text) <= 40 else f"{text[:37]}...")
+        try:
+            value = int(text) if text.isdecimal() else least - 1
+        except ValueError:  # Python refuses to read thousands of digits
+            value = most + 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {shown}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, got {shown}")
+        return value
 
     return read
 

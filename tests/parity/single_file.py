@@ -53,7 +53,7 @@ def _renamed(tensors: dict[str, Tensor], source: str, target: str) -> dict[str, 
 
 
 def _open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Name the layers of a text encoder of transformers as OpenCLIP does, which has one tensor for three projections."""
+    """Name the layers of a text encoder as OpenCLIP does, which has one tensor for three projections."""
     prefix = "conditioner.embedders.1.model."
     tensors = {key.removeprefix("text_model."): value for key, value in tensors.items()}
     result = {

@@ -12,17 +12,10 @@ import torch
 
 from refiners.bench.lora_linear import DTYPES, Problem, Result, measure
 from refiners.bench.measure import Plan
-from refiners.bench.options import (
-    Parser,
-    new_file,
-    positive_integer,
-    positive_integers,
-    positive_number,
-    some_devices,
-    some_of,
-)
+from refiners.bench.options import positive_integers, positive_number, some_devices, some_of
 from refiners.bench.report import as_json, as_table, environment
 from refiners.bench.shapes import MODELS, limit_rows, load_shapes
+from refiners.options import OneLineParser, natural, new_file
 
 _DESCRIPTION = """\
 Measure lora_linear over the linear layers of the U-Nets of SD1.5 and SDXL: the layer alone (bare), the operator, and
@@ -79,12 +72,14 @@ def choose_problems(arguments: argparse.Namespace) -> list[Problem]:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m refiners bench", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
+    parser = OneLineParser(
+        prog="python -m refiners bench", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--model", type=some_of(MODELS), metavar="A,B", help=f"any of {', '.join(MODELS)}")
     add("--rank", type=positive_integers, metavar="N,N", help="ranks of the update")
     add("--dtype", type=some_of(DTYPES), default=list(DTYPES), metavar="A,B", help=f"any of {', '.join(DTYPES)}")
-    add("--rows", type=positive_integer, metavar="N", help="at most so many rows")
+    add("--rows", type=natural(1), metavar="N", help="at most so many rows")
     add("--device", type=some_devices, metavar="A,B", help="any of cpu, cuda; without it wherever it can run")
     add("--min-time", type=positive_number, metavar="SECONDS", help="how long each candidate runs at least")
     add("--full", action="store_true", help="more ranks, more rows, more rounds")

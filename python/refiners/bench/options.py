@@ -5,19 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import NoReturn
 
 import torch
 
-
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, with what would be valid."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments"):
-            message += "; the options are " + ", ".join(name for name in self._option_string_actions if name[1] == "-")
-        self.exit(2, f"{self.prog}: {message}\n")
+from refiners.options import natural
 
 
 def some_of(choices: Iterable[str]) -> Callable[[str], list[str]]:
@@ -40,16 +31,9 @@ def some_devices(text: str) -> list[str]:
     return some_of(("cpu", "cuda"))(text)
 
 
-def positive_integer(text: str) -> int:
-    """Read a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got '{text}'")
-    return int(text)
-
-
 def positive_integers(text: str) -> list[int]:
     """Read whole numbers above 0, separated by commas."""
-    return [positive_integer(part) for part in text.split(",")]
+    return [natural(1)(part) for part in text.split(",")]
 
 
 def positive_number(text: str) -> float:
@@ -61,13 +45,3 @@ def positive_number(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
     return value
-
-
-def new_file(text: str) -> Path:
-    """Read the path of a file that can be written: known before a long run whose result goes there."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"cannot write '{text}': it is a folder")
-    if not path.resolve().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"cannot write '{text}': there is no folder {path.resolve().parent}")
-    return path

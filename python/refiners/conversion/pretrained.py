@@ -114,13 +114,13 @@ def _kind_of(checkpoint: DiffusionCheckpoint) -> type[StableDiffusion_1 | Stable
     if checkpoint.family == "sd1" and channels == 9:
         return StableDiffusion_1_Inpainting
     raise ValueError(
-        f"{checkpoint.path} holds a U-Net of the family {checkpoint.family} with {channels} input channels: expected sd1"
+        f"{checkpoint.path} holds a U-Net of {checkpoint.family} with {channels} input channels: expected sd1"
         " with 4 or 9, or sdxl with 4"
     )
 
 
-# Sizes are those of the weights. What they do not tell, numbers of heads and groups, is in the configuration of a folder,
-# and otherwise as published.
+# Sizes are those of the weights. What these do not tell, numbers of heads and groups, is in the configuration of a
+# folder, and otherwise as published.
 
 
 def _sd1_unet(found: Found, config: Config) -> SD1UNet:

@@ -1,40 +1,11 @@
-"""The options of the commands, and their one-line errors."""
+"""The options of the demo."""
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that explains a mistake in one line, and ends with code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (--help lists the options)", file=sys.stderr)
-        raise SystemExit(2)
-
-
-MOST = 2**63 - 1  # what torch takes for a size
-MOST_SEED = 2**64 - 1  # and for a seed
-
-
-def natural(least: int, most: int = MOST) -> Callable[[str], int]:
-    """Return a reader of whole numbers from a least one to a greatest one."""
-
-    def read(text: str) -> int:
-        shown = repr(text if len(text) <= 40 else f"{text[:37]}...")
-        try:
-            number = int(text) if text.isdecimal() else least - 1
-        except ValueError:  # Python refuses to read thousands of digits
-            number = most + 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {shown}")
-        if number > most:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, got {shown}")
-        return number
-
-    return read
+from refiners.options import MOST_SEED, OneLineParser, natural
 
 
 class Options(NamedTuple):

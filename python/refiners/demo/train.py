@@ -10,12 +10,12 @@ import torch
 
 from refiners.demo.digits import Style, load_digits
 from refiners.demo.errors import DemoError
-from refiners.demo.options import MOST_SEED, OneLineParser, natural
 from refiners.demo.progress import track
 from refiners.demo.style import OUTLINED, attach_style, save_style, train_style
 from refiners.demo.training import fit
 from refiners.demo.unet import WEIGHTS, DigitsUNet, load_base
 from refiners.fluxion.utils import manual_seed, save_to_safetensors
+from refiners.options import MOST_SEED, OneLineParser, natural
 
 _SLOWEST_AVERAGE = 0.998  # how much of the average of the weights stays at each step
 

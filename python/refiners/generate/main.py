@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import secrets
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refiners.generate.options import Options, parse_options
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,27 +31,57 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: With code 2, after a one-line error, if an option is wrong; with code 0 after the help.
     """
     options = parse_options(argv)
+    from refiners.generate.setup import SetupError, load_model
+
     try:
-        for path in generate(options):
-            print(path)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        model = load_model(options)
+    except SetupError as error:
         print(f"refiners generate: {error}", file=sys.stderr)
         return 2
+    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    for path in save(generate(model, options, seed), model, options, seed):
+        print(path)
     return 0
 
 
-def generate(options: Options) -> list[Path]:
-    """Load the checkpoint, generate, and write the pictures; give their paths."""
-    import torch
+def generate(model: LatentDiffusionModel, options: Options, seed: int) -> list[Image]:
+    """Take all steps, and draw a bar of how many are done."""
     from PIL import Image
     from tqdm import tqdm
 
-    from refiners.conversion.pretrained import load_pretrained
-    from refiners.fluxion.utils import str_to_dtype
-    from refiners.foundationals.latent_diffusion import LatentDiffusionModel, StableDiffusion_1_Inpainting
-    from refiners.generate.metadata import describe
-    from refiners.generate.solvers import make_solver
+    start = time.perf_counter()
+    bar = tqdm(desc=f"seed {seed}", unit="step", disable=None, file=sys.stderr)  # None: not if nobody looks
 
-    device = find_device(options.device)
-    dtype = str_to_dtype(options.dtype or ("float32" if device.type == "cpu" else "float16"))
-    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    def on_step(step: int, x: Tensor) -> None:
+        bar.total = len(model.steps)
+        bar.update()
+        if options.preview and (step + 1) % options.preview == 0 and step != model.steps[-1]:
+            model.lda.latents_to_images(x[:1])[0].save(options.out.with_suffix(".preview.png"))
+
+    with bar:
+        images = model.generate(
+            options.prompt,
+            options.negative,
+            size=options.size,
+            num_steps=options.steps,
+            condition_scale=options.scale,
+            seed=[seed + i for i in range(options.count)],
+            init_image=None if options.init is None or options.mask else Image.open(options.init).convert("RGB"),
+            strength=options.strength,
+            on_step=on_step,
+        )
+    print(f"{len(images)} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return images
+
+
+def save(images: list[Image], model: LatentDiffusionModel, options: Options, seed: int) -> list[Path]:
+    """Write the images, the second and following ones with a number after the name."""
+    from refiners.generate.metadata import describe
+
+    paths: list[Path] = []
+    for i, image in enumerate(images):
+        path = options.out if i == 0 else options.out.with_stem(f"{options.out.stem}-{i + 1}")
+        info = describe(options, seed + i, (image.height, image.width), type(model.solver).__name__)
+        image.save(path, pnginfo=info)
+        paths.append(path)
+    return paths

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refiners.options import OneLineParser, existing_file, natural, new_file, number
+from refiners.options import MOST_SEED, OneLineParser, existing_file, natural, new_file, number
 
-SOLVERS = ("ddim", "dpm", "dpm-sde", "euler", "euler-ancestral", "heun", "lcm", "unipc")
+# Those of `generate.solvers`, which takes torch to import.
+SOLVERS = ("ddim", "dpm", "dpm-karras", "dpm-sde", "euler", "euler-ancestral", "heun", "lcm", "unipc")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -62,7 +63,7 @@ def parse_options(argv: Sequence[str]) -> Options:
     add("--out", type=new_file, default=Path("image.png"), help="the PNG to write (default: image.png)")
     add("--steps", type=natural(1, 1000), default=30, help="steps from noise to image (default: 30)")
     add("--scale", type=number(0), help="the weight of the prompt (default: that of the model)")
-    add("--seed", type=natural(0, 2**63 - 1), help="the seed of the noise (default: a random one, which is told)")
+    add("--seed", type=natural(0, MOST_SEED), help="the seed of the noise (default: a random one, which is told)")
     add("--size", type=_size, metavar="WIDTHxHEIGHT", help="in pixels, multiples of 8 (default: that of the model)")
     add("--count", type=natural(1), default=1, help="images, of consecutive seeds, in one batch (default: 1)")
     add("--solver", choices=SOLVERS, help="the solver (default: that of the model)")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, gelu, group_norm, layer_norm, linear
+from torch.nn.functional import gelu, group_norm, layer_norm, linear
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -129,7 +129,7 @@ class LatentDiffusionModel(fl.Module, ABC):
             init_image: An image to start from, or one for each item of the batch. It is resized to `size`.
             noise: The noise (default: drawn, in the batch size of the images or generators, if there are several).
             batch_size: How many latents to make.
-            generator: Draws the noise: one, or one for each item of the batch, which then does not depend on the others.
+            generator: Draws the noise: one, or one for each item of the batch, which then depends on no other one.
 
         Raises:
             AssertionError: If the noise has another height or width.

@@ -209,7 +209,7 @@ class StableDiffusion_1_Inpainting(StableDiffusion_1):
         (batch, _, height, width), (count, _, *size) = latents.shape, self.mask_latents.shape
         if size != [height, width] or count not in (1, batch):
             raise ValueError(
-                f"set_inpainting_conditions: the conditions are for {size[0] * 8}x{size[1] * 8} pixels and {count} images,"
+                f"the conditions are for {size[0] * 8}x{size[1] * 8} pixels and {count} images,"
                 f" x for {height * 8}x{width * 8} and {batch}"
             )
         conditions = (self.mask_latents, self.target_image_latents)

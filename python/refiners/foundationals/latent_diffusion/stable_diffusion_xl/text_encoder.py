@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
