@@ -163,4 +163,6 @@ def _missing_biases(fmt: Format, layout: Any, shapes: Shapes) -> list[str]:
     return [key for place in absent if required[place] for key in absent[place]]
 
 
-_HAS_BIAS = re.compile(r"(GroupNorm|LayerNorm|(?<!PatchEncoder\.)Conv2d)(_\d+)?$")
+_HAS_BIAS = re.compile(
+    r"((GroupNorm|LayerNorm|(?<!PatchEncoder\.)Conv2d)(_\d+)?|\.(SelfAttention(2d)?|Attention)\.Linear)$"
+)
