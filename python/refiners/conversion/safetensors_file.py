@@ -98,7 +98,7 @@ class SafetensorsFile:
     def close(self) -> None:
         """Close the file. Tensors that were read stay; views end with the last tensor that uses them."""
         self._file.close()
-        self._map = None
+        self._map = self._buffer = None
 
     def place(self, key: str) -> int:
         """Return where the bytes of a tensor begin: in this order a file is read fastest."""
