@@ -169,7 +169,7 @@ def tiny() -> Tiny:
 
 
 def as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a text encoder of transformers as OpenCLIP has them, which joins queries, keys and values."""
+    """Rename a text encoder of transformers as OpenCLIP has it, which joins queries, keys and values."""
     renamed = {
         "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
         "positional_embedding": state["text_model.embeddings.position_embedding.weight"],
@@ -201,7 +201,7 @@ def to_open_clip() -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 
 @pytest.fixture
 def to_ldm(tiny: Tiny) -> Callable[[dict[str, Tensor], Any, Any, Any], dict[str, Tensor]]:
-    """Rename weights of diffusers as the original implementation has them: lists of names that are pairs, and a prefix."""
+    """Rename weights of diffusers as the original implementation has them: two lists of names, and a prefix."""
 
     def rename(state: dict[str, Tensor], theirs: Any, ldm: Any, prefix: str) -> dict[str, Tensor]:
         renamed: dict[str, Tensor] = {}

@@ -185,7 +185,7 @@ def test_a_damaged_file_is_refused_and_the_module_left_as_it_was(
     module = make_module(shapes, device=device)
     before = dict(module.named_parameters())
     monkeypatch.setattr(Checkpoint, "read", lambda *args, **kwargs: pytest.fail("a tensor was read"))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="cannot load") as caught:
         load_into(module, path)
     text = f"cannot load {path} into Module: this is no clip_text of the structure of the module in any known format"
     assert str(caught.value).splitlines() == [f"{text} {TRIED}; {NEAREST}", *lines]

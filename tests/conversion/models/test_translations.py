@@ -1,4 +1,4 @@
-"""The conversions that are more than a map of names: ELLA, Control-LoRA, and the text encoders of Stable Diffusion XL."""
+"""The conversions that are more than a map of names: ELLA, Control-LoRA, the text encoders of Stable Diffusion XL."""
 
 import re
 from collections.abc import Callable
