@@ -89,7 +89,8 @@ class Description:
             lines[0] += f"{inpainting}, predicts {self.config.prediction_type or 'what is not said'}"
         lines += [f"  {component}" for component in self.components]
         if self.unknown:
-            lines.append(f"  {len(self.unknown)} unknown keys: {', '.join(self.unknown[:3])}, ...")
+            rest = ["..."] if len(self.unknown) > 3 else []
+            lines.append(f"  {len(self.unknown)} unknown keys: {', '.join([*self.unknown[:3], *rest])}")
         return "\n".join(lines)
 
 

@@ -152,11 +152,17 @@ def _found(source: TensorSource, fmt: Format, shapes: Shapes) -> Found | None:
 
 
 def _missing_biases(fmt: Format, layout: Any, shapes: Shapes) -> list[str]:
-    """List the biases that are not there although layers in the same place of other blocks have one."""
-    have: dict[str, list[bool]] = {}
-    keys: dict[str, list[str]] = {}
+    """List the biases that are not there although the layer's class, or that of its peers in other blocks, has one."""
+    required: dict[str, bool] = {}
+    absent: dict[str, list[str]] = {}
     for ours, theirs in zip(our_format(fmt.component).names(layout), fmt.names(layout), strict=True):
         place = re.sub(r"\d+", "#", ours.layer)
-        have.setdefault(place, []).append(theirs.key("bias") in shapes)
-        keys.setdefault(place, []).append(theirs.key("bias"))
-    return [key for place in keys for key, found in zip(keys[place], have[place]) if any(have[place]) and not found]
+        found = theirs.key("bias") in shapes
+        required[place] = required.get(place, False) or found or _HAS_BIAS.search(ours.layer) is not None
+        absent.setdefault(place, []).extend([] if found else [theirs.key("bias")])
+    return [key for place in absent if required[place] for key in absent[place]]
+
+
+_HAS_BIAS = re.compile(
+    r"((GroupNorm|LayerNorm|(?<!PatchEncoder\.)Conv2d)(_\d+)?|\.(SelfAttention(2d)?|Attention)\.Linear)$"
+)
