@@ -247,7 +247,7 @@ def test_a_description_says_what_is_wrong(tmp_path: Path, tiny: Any) -> None:
     assert found.components[0].missing == ("decoder.conv_in.weight",)
     assert found.components[0].unknown == ("encoder.extra",)
     assert found.family is None and found.config is None
-    assert "1 tensors missing, 1 unknown" in str(found)
+    assert "1 tensors missing, 1 unknown, 0 unfit" in str(found)
     found = describe(save({"lora.up": torch.ones(1)}, tmp_path / "lora.safetensors"))
     assert (found.components, found.unknown) == ((), ("lora.up",))
     assert str(found).splitlines() == [

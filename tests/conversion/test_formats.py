@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from refiners.conversion.checkpoint import JoinedSource, StateDict
 from refiners.conversion.detection import find_component, find_components
 from refiners.conversion.formats import COMPONENTS, Component, formats_of
-from refiners.conversion.loading import read_weights, to_diffusers
+from refiners.conversion.loading import load_into, read_weights, to_diffusers
 from refiners.conversion.matching import match
 from refiners.conversion.naming.autoencoder import (
     DiffusersAutoencoder,
@@ -275,6 +275,20 @@ def test_open_clip_joins_queries_keys_and_values_and_projects_from_the_left(tiny
     torch.testing.assert_close(y, attention(x, x, x)[0])
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_model_gets_what_a_state_dict_has(device: str, tiny: Any, to_open_clip: Any, make_module: Any) -> None:
+    joint, vae = to_open_clip(tiny.text_2.state_dict()), tiny.vae.state_dict()
+    squeezed = {
+        key: value[..., None, None] if ".to_" in key and value.ndim == 2 else value for key, value in vae.items()
+    }
+    for state in (joint, squeezed, tiny.image.state_dict(), double(tiny)):
+        ours = read_weights(state)
+        module = make_module({key: tensor.shape for key, tensor in ours.items()}, device=device)
+        loaded = load_into(module, state).state_dict()
+        assert loaded.keys() == ours.keys()
+        assert all(torch.equal(loaded[key], ours[key]) and loaded[key].is_contiguous() for key in ours)
+
+
 def test_an_image_encoder_of_open_clip(tiny: Any) -> None:
     state = tiny.image.state_dict()
     names = {each.library: each for each in formats_of("clip_image")}
@@ -358,6 +372,17 @@ def test_an_unknown_tensor_is_noticed(tiny: Any) -> None:
     state = {**tiny.vae.state_dict(), "encoder.extra.weight": torch.ones(1)}
     with pytest.raises(ValueError, match=r"holds no whole autoencoder \(diffusers\):\n1 left over:\n    encoder.extra"):
         read_weights(state)
+
+
+def test_an_unfit_tensor_is_noticed(tiny: Any, to_open_clip: Any) -> None:
+    key = "decoder.conv_in.weight"
+    state = {**tiny.vae.state_dict(), key: tiny.vae.state_dict()[key].to(torch.int8)}
+    with pytest.raises(ValueError, match=rf"1 of another shape or dtype:\n    {key}: got .* in torch.int8"):
+        read_weights(state)
+    joint = to_open_clip(tiny.text_2.state_dict())
+    key = "transformer.resblocks.1.attn.in_proj_bias"
+    with pytest.raises(ValueError, match=rf"    {key}: got \(143,\) in torch.float32"):
+        read_weights({**joint, key: joint[key][:-1]})
 
 
 def test_a_file_of_something_else_says_what_it_has() -> None:
