@@ -114,7 +114,7 @@ def test_the_tree_in_a_message_is_cut_in_depth_and_length() -> None:
     assert drawing[4] == "    │       └── (CHAIN) ..." and "Sigmoid" not in message
 
 
-def test_a_message_begins_with_the_type_the_frames_that_are_not_machinery_and_the_text_without_blank_lines() -> None:
+def test_a_message_begins_with_the_type_then_frames_without_machinery_and_text_without_blank_lines() -> None:
     class Trouble(Exception):
         pass
 
