@@ -133,7 +133,7 @@ def test_each_condition_that_is_forgotten_is_asked_for(make_unet: MakeUNet, cond
         for key, value in given.items():
             if key != missing:
                 getattr(unet, f"set_{key}")(value)
-        with pytest.raises(ChainError, match=rf"call {type(unet).__name__}\.set_{missing} first"):
+        with pytest.raises(ChainError, match=rf"Call {type(unet).__name__}\.set_{missing} first"):
             unet(torch.randn(1, 4, 6, 6))
 
 
