@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, gelu, group_norm, layer_norm, linear
+from torch.nn.functional import gelu, group_norm, layer_norm, linear
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -103,7 +103,12 @@ class Stack(fl.Chain):
 
 @pytest.mark.parametrize(
     ("dims", "sizes", "shape"),
-    [((2, -1), (4, 5), (2, 3, 20)), ((0, -1), (2, 3, 4, 5), (120,)), ((1, 2), (3, 4), (2, 12, 5)), ((0, -2), (2, 3, 4), (24, 5))],
+    [
+        ((2, -1), (4, 5), (2, 3, 20)),
+        ((0, -1), (2, 3, 4, 5), (120,)),
+        ((1, 2), (3, 4), (2, 12, 5)),
+        ((0, -2), (2, 3, 4), (24, 5)),
+    ],
 )
 def test_flattened_sizes_are_pushed(dims: tuple[int, int], sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
     pushed: list[Any] = []

@@ -62,8 +62,10 @@ def rename_in_unet(key: str, unet: fl.Chain) -> str:
     assert match, key
     way, level, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     if kind.endswith("samplers"):
-        return f"DownBlocks.Chain_{3 * level + 4}.Downsample.Conv2d{rest.removeprefix('conv')}" if way == "down" else (
-            f"UpBlocks.Chain_{3 * level + 3}.Upsample.Conv2d{rest.removeprefix('conv')}"
+        return (
+            f"DownBlocks.Chain_{3 * level + 4}.Downsample.Conv2d{rest.removeprefix('conv')}"
+            if way == "down"
+            else (f"UpBlocks.Chain_{3 * level + 3}.Upsample.Conv2d{rest.removeprefix('conv')}")
         )
     place = {
         "down": f"DownBlocks.Chain_{3 * level + index + 2}",

@@ -46,9 +46,13 @@ def test_statistics_are_those_of_each_sample() -> None:
     x = torch.randn(2, 8, 5, 7)
     chain(x)
     assert adapter.mean is not None and adapter.mean.shape == (4,)
-    assert_close(chain(x[:, :, :3])[1], ((x[1, :, :3].reshape(2, -1) - adapter.mean[2:, None]) * 1.0).reshape(8, 3, 7)
-                 / (adapter.var[2:] + 1e-3).sqrt().repeat_interleave(4)[:, None, None]
-                 * norm.weight[:, None, None] + norm.bias[:, None, None])
+    assert_close(
+        chain(x[:, :, :3])[1],
+        ((x[1, :, :3].reshape(2, -1) - adapter.mean[2:, None]) * 1.0).reshape(8, 3, 7)
+        / (adapter.var[2:] + 1e-3).sqrt().repeat_interleave(4)[:, None, None]
+        * norm.weight[:, None, None]
+        + norm.bias[:, None, None],
+    )
     with pytest.raises(ValueError, match=r"recorded for a batch of 2, got \(3, 8, 1, 1\)"):
         adapter(torch.randn(3, 8, 1, 1))
 

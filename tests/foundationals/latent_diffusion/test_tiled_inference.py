@@ -135,7 +135,10 @@ def test_an_exception_leaves_everything_as_before(autoencoder: SD1Autoencoder, w
     decoder = autoencoder.layer("Decoder", Decoder)
     if where == "while recording":
         decoder.append(fl.Lambda(lambda _: 1 / 0))
-    with pytest.raises((ZeroDivisionError, RuntimeError)), autoencoder.tiled_inference(image, tile_size=(64, 64), blending=0):
+    with (
+        pytest.raises((ZeroDivisionError, RuntimeError)),
+        autoencoder.tiled_inference(image, tile_size=(64, 64), blending=0),
+    ):
         raise ZeroDivisionError
     if where == "while recording":
         decoder.pop()
@@ -161,9 +164,7 @@ def test_outside_the_context_there_are_no_tiles(autoencoder: SD1Autoencoder) -> 
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
-def test_tiles_that_cannot_be_are_refused(
-    autoencoder: SD1Autoencoder, options: dict[str, Any], message: str
-) -> None:
+def test_tiles_that_cannot_be_are_refused(autoencoder: SD1Autoencoder, options: dict[str, Any], message: str) -> None:
     before = repr(autoencoder)
     with pytest.raises(ValueError, match=message), autoencoder.tiled_inference(draw_image(64, 64), **options):
         raise AssertionError("the context was entered")
@@ -173,9 +174,9 @@ def test_tiles_that_cannot_be_are_refused(
 def test_contexts_do_not_nest(autoencoder: SD1Autoencoder) -> None:
     image = draw_image(64, 64)
     with autoencoder.tiled_inference(image, tile_size=(64, 64), blending=0):
-        with pytest.raises(RuntimeError, match="tiled_inference is active already"):
-            with autoencoder.tiled_inference(image):
-                pass
+        again = autoencoder.tiled_inference(image)
+        with pytest.raises(RuntimeError, match="tiled_inference is active already"), again:
+            pass
         assert autoencoder._tile_size == (64, 64)
 
 
@@ -186,9 +187,9 @@ def test_only_one_image_and_of_mode_rgb(autoencoder: SD1Autoencoder) -> None:
             autoencoder.tiled_image_to_latents(image.convert("L"))
         with pytest.raises(ValueError, match=r"x must be a batch of one, got \(2, 4, 8, 8\)"):
             autoencoder.tiled_latents_to_image(torch.zeros(2, 4, 8, 8))
-    with pytest.raises(ValueError, match="images must be of mode RGB, got L"):
-        with autoencoder.tiled_inference(image.convert("L")):
-            pass
+    gray = autoencoder.tiled_inference(image.convert("L"))
+    with pytest.raises(ValueError, match="images must be of mode RGB, got L"), gray:
+        pass
 
 
 def one_color(*color: int) -> Image.Image:
@@ -222,7 +223,13 @@ def test_constant_channels_give_no_nan(autoencoder: SD1Autoencoder, image: Image
 
 @pytest.mark.parametrize(
     ("size", "tile_size", "blending"),
-    [((32, 24), (8, 8), 0), ((160, 8), (64, 64), 16), ((8, 160), (64, 64), 16), ((64, 64), (24, 24), 8), ((64, 64), (24, 24), 5)],
+    [
+        ((32, 24), (8, 8), 0),
+        ((160, 8), (64, 64), 16),
+        ((8, 160), (64, 64), 16),
+        ((64, 64), (24, 24), 8),
+        ((64, 64), (24, 24), 5),
+    ],
     ids=str,
 )
 def test_tiles_and_images_of_one_latent_pixel(

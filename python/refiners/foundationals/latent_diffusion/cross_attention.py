@@ -152,9 +152,7 @@ class CrossAttentionBlock2d(fl.Residual):
         dtype: DType | None = None,
     ) -> None:
         if channels % num_attention_heads != 0:
-            raise AssertionError(
-                f"channels {channels} must be divisible by num_attention_heads {num_attention_heads}"
-            )
+            raise AssertionError(f"channels {channels} must be divisible by num_attention_heads {num_attention_heads}")
         self.channels = channels
         self.in_channels = channels
         self.out_channels = channels

@@ -96,9 +96,7 @@ def test_the_defaults_of_the_encoding() -> None:
     assert sizes == (1280, 256, 2816)
 
 
-def test_conditions_are_set_in_any_order(
-    make_small_sdxl_unet: MakeUNet, conditions: Callable[..., Any]
-) -> None:
+def test_conditions_are_set_in_any_order(make_small_sdxl_unet: MakeUNet, conditions: Callable[..., Any]) -> None:
     unet, x = make_small_sdxl_unet(), torch.randn(2, 4, 5, 6)
     given = list(conditions(unet, 2).items())
     outputs: list[Tensor] = []

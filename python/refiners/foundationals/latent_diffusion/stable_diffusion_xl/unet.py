@@ -381,7 +381,9 @@ class SDXLUNet(UNet):
         check_shape("time_ids", time_ids, "batch", NUM_TIME_IDS)
         self.set_context("diffusion", {"time_ids": time_ids})
 
-    def set_pooled_text_embedding(self, pooled_text_embedding: Float[Tensor, "batch pooled_text_embedding_dim"]) -> None:
+    def set_pooled_text_embedding(
+        self, pooled_text_embedding: Float[Tensor, "batch pooled_text_embedding_dim"]
+    ) -> None:
         """Set the pooled text embedding of the next call; it is forgotten when the call ends.
 
         Args:
