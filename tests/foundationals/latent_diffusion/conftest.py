@@ -171,7 +171,8 @@ class Copies(TorchDispatchMode):
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(word in str(func) for word in ("clone", "copy", "contiguous")) and args[0].ndim > 2:
+        copies = any(word in str(func) for word in ("clone", "copy", "contiguous"))
+        if copies and args[0].is_floating_point() and args[0].ndim > 2:
             self.found.append(f"{func} {tuple(args[0].shape)}")
         return func(*args, **(kwargs or {}))
 
