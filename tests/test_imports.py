@@ -41,7 +41,7 @@ OUTSIDE = {"tests", "benchmarks", "examples", "docs", "scripts"}
 FAMILY_EXCEPTIONS = {("latent_diffusion", "clip")}
 LATE = {
     ("refiners.fluxion.layers", "refiners.fluxion.adapters.adapter.Adapter"),  # `fl.Adapter`, when it is asked for
-    ("refiners.foundationals", "refiners.conversion.pretrained.load_pretrained"),  # `from_pretrained`
+    ("refiners.foundationals.latent_diffusion.model", "refiners.conversion.pretrained.load_pretrained"),
 }
 
 
