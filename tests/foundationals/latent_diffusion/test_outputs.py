@@ -1,6 +1,5 @@
 """The published sizes give recorded outputs, from weights and inputs that follow from their names."""
 
-import os
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +16,7 @@ from refiners.foundationals.latent_diffusion.auto_encoder import Resnet
 from refiners.foundationals.latent_diffusion.stable_diffusion_1 import SD1Autoencoder, SD1UNet
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl import SDXLUNet
 
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.skipif(os.environ.get("REFINERS_PARITY") != "1", reason="full-size models: set REFINERS_PARITY=1"),
-]
+pytestmark = pytest.mark.parity
 
 
 def random_of(name: str) -> RandomState:
