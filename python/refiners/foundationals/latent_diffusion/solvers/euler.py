@@ -19,9 +19,7 @@ class Euler(SigmaSolver):
 
     def _use_grid(self, timesteps: Shaped[Tensor, " steps"], signal: Table, noise: Table) -> None:
         super()._use_grid(timesteps, signal, noise)
-        self._factors = [
-            self._factors_to(step, target) for step, target in enumerate(self._sigmas[1:])
-        ]
+        self._factors = [self._factors_to(step, target) for step, target in enumerate(self._sigmas[1:])]
 
     def _factors_to(self, step: int, sigma: float) -> tuple[float, float]:
         """Compute the factors of latents and prediction in the latents of another level."""
