@@ -28,9 +28,9 @@ class MultistepSolver(Solver):
     """A solver that estimates the image at each step, and extrapolates from the estimates of the steps before.
 
     Its latents have variance 1, as those of training. Its levels are `σ = s / a`, interpolated between the timesteps of
-    training; there is one more at the end, that of timestep 0. With a `sigma_schedule`, levels are spaced over the whole
-    range of training as it says, and the timesteps follow them, rounded; then the last two levels are the same, and the
-    last step of a deterministic solver changes nothing.
+    training; there is one more at the end, that of timestep 0. With a `sigma_schedule`, levels are spaced over the
+    whole range of training as it says, and the timesteps follow them, rounded; then the last two levels are the same,
+    and the last step of a deterministic solver changes nothing.
 
     By default (CUSTOM) the timesteps are evenly spaced, rounded, and end above 0, where the last step ends.
 

@@ -74,13 +74,13 @@ def timesteps(spacing: TimestepSpacing, count: int, num_train_timesteps: int, of
         case TimestepSpacing.LINSPACE:
             return _linspace(offset, last, count)[::-1]
         case TimestepSpacing.LINSPACE_ROUNDED:
-            return _linspace(offset, last, count).round()[::-1]
+            return _rounded(_linspace(offset, last, count))[::-1]
         case TimestepSpacing.LEADING:
             return offset + steps[::-1] * (num_train_timesteps // count)
         case TimestepSpacing.TRAILING:
             return last - steps * (num_train_timesteps // count)
         case TimestepSpacing.TRAILING_ROUNDED:
-            return (num_train_timesteps - steps * (num_train_timesteps / count)).round() - 1 + offset
+            return _rounded(num_train_timesteps * (count - steps) / count) - 1 + offset
         case TimestepSpacing.CUSTOM:
             raise RuntimeError("timesteps of the spacing CUSTOM are made by each solver itself")
 
@@ -88,12 +88,17 @@ def timesteps(spacing: TimestepSpacing, count: int, num_train_timesteps: int, of
 def intervals(count: int, num_train_timesteps: int, offset: int) -> Table:
     """Divide the timesteps of training into intervals, and give their upper ends, rounded, in descending order."""
     check_count(count, num_train_timesteps)
-    return _linspace(offset, num_train_timesteps - 1 + offset, count + 1).round()[:0:-1]
+    return _rounded(_linspace(offset, num_train_timesteps - 1 + offset, count + 1))[:0:-1]
 
 
 def _linspace(first: float, last: float, count: int) -> Table:
     values: Table = np.linspace(first, last, count)
     return values
+
+
+def _rounded(values: Table) -> Table:
+    rounded: Table = np.round(values)  # half to even
+    return rounded
 
 
 def check_count(count: int, num_train_timesteps: int) -> None:
