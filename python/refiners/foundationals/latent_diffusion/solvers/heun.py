@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, combine, wide
+from refiners.foundationals.latent_diffusion.noise import Generators
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.sigma_solver import SigmaSolver
 
