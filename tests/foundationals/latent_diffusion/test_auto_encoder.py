@@ -301,15 +301,23 @@ def test_the_tests_of_overflow_have_one() -> None:
     assert not autoencoder.layer("Encoder", Encoder)(torch.randn(1, 3, 64, 64).half()).isfinite().any()
 
 
-def test_weights_are_back_in_place_after_an_overflow() -> None:
+def test_weights_are_not_touched_by_an_overflow() -> None:
     autoencoder = make(SDXLAutoencoder)
     overheat(autoencoder)
     autoencoder.half()
-    before = {name: (id(weight), weight.clone()) for name, weight in autoencoder.named_parameters()}
+    before = {name: (weight, weight.clone()) for name, weight in autoencoder.named_parameters()}
+    seen: list[torch.dtype] = []
+
+    def look(x: Tensor) -> Tensor:  # as another thread would, with a structural copy
+        assert {weight.dtype for weight in autoencoder.parameters()} == {torch.float16}
+        seen.append(x.dtype)
+        return x
+
+    autoencoder.layer("Decoder", Decoder).append(fl.Lambda(look))
     autoencoder.decode(torch.randn(1, 4, 8, 8).half())
+    assert seen == [torch.float16, torch.float32]
     after = dict(autoencoder.named_parameters())
-    assert {name: id(weight) for name, weight in after.items()} == {name: key for name, (key, _) in before.items()}
-    assert all(torch.equal(after[name], weight) for name, (_, weight) in before.items())
+    assert all(after[name] is weight and torch.equal(weight, copy) for name, (weight, copy) in before.items())
 
 
 def test_gradients_pass_an_overflow() -> None:

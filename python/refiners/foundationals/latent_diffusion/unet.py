@@ -181,6 +181,19 @@ def make_up_blocks(
             yield block
 
 
+class BaseTimestepEncoder(fl.Passthrough):
+    """The base of what encodes the timestep: its last child writes the encoding to the context `range_adapter`."""
+
+    @property
+    def context_key(self) -> str:
+        """The entry of the context `range_adapter` that is written to."""
+        return self.layer("SetContext", fl.SetContext).key
+
+    @context_key.setter
+    def context_key(self, value: str) -> None:
+        self.layer("SetContext", fl.SetContext).key = value
+
+
 class UNet(fl.Chain):
     """The base of the U-Nets: what enters by contexts, and how the blocks are connected.
 

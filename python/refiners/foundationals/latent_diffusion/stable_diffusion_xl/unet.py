@@ -11,6 +11,7 @@ from refiners.foundationals.latent_diffusion.cross_attention import CrossAttenti
 from refiners.foundationals.latent_diffusion.range_adapter import RangeEncoder, compute_sinusoidal_embedding
 from refiners.foundationals.latent_diffusion.unet import (
     Attention,
+    BaseTimestepEncoder,
     ResidualBlock,
     UNet,
     check_is_floating_point,
@@ -78,7 +79,7 @@ class TextTimeEmbedding(fl.Chain):
         return compute_sinusoidal_embedding(x, embedding_dim=self.time_ids_embedding_dim)
 
 
-class TimestepEncoder(fl.Passthrough):
+class TimestepEncoder(BaseTimestepEncoder):
     """Encode the timestep, the pooled text embedding and the time ids into an entry of the context `range_adapter`.
 
     Args:
@@ -114,15 +115,6 @@ class TimestepEncoder(fl.Passthrough):
             ),
             fl.SetContext("range_adapter", context_key),
         )
-
-    @property
-    def context_key(self) -> str:
-        """The entry of the context `range_adapter` that is written to."""
-        return self.layer("SetContext", fl.SetContext).key
-
-    @context_key.setter
-    def context_key(self, value: str) -> None:
-        self.layer("SetContext", fl.SetContext).key = value
 
 
 class SDXLCrossAttention(CrossAttentionBlock2d):
