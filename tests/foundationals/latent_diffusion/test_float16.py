@@ -123,6 +123,16 @@ def test_weights_are_not_touched_by_an_overflow() -> None:
     assert all(after[name] is weight and torch.equal(weight, copy) for name, (weight, copy) in before.items())
 
 
+def test_a_result_that_is_too_large_is_the_largest() -> None:
+    autoencoder = make()
+    output = autoencoder.layer("Decoder", Decoder).layer(("Chain_2", "Conv2d"), fl.Conv2d)
+    with torch.no_grad():
+        output.weight.mul_(1e4)
+        output.bias.copy_(torch.tensor([6e4, -6e4, 0]))
+        y = autoencoder.half().decode(torch.randn(1, 4, 8, 8).half())
+    assert y.max() == 65504 and y.min() == -65504
+
+
 def test_gradients_pass_an_overflow() -> None:
     autoencoder = make()
     overheat(autoencoder)

@@ -257,13 +257,16 @@ class UNet(fl.Chain):
     def _hint(self, *args: Any) -> str:
         # The first residual is a batch as large as the input: what came later may have been broadcast.
         batches = [x.shape[0] for x in (self._get("unet", "residuals")[0], *args) if isinstance(x, Tensor) and x.ndim]
+        if not batches:
+            return ""
+        batch = batches[0]
         wrong = [
             f"set_{key} got {tuple(value.shape)}"
             for context, key in self._conditions
             if isinstance(value := self._get(context, key), Tensor)
-            and value.shape[0] not in (batches[0], 1 if key == "timestep" else batches[0])
+            and value.shape[0] not in (batch, 1 if key == "timestep" else batch)
         ]
-        return f"the input is a batch of {batches[0]}, but {' and '.join(wrong)}" if wrong else ""
+        return f"the input is a batch of {batch}, but {' and '.join(wrong)}" if wrong else ""
 
     def _get(self, context: str, key: str) -> Any:
         values: Context = self.provider.get_context(context) or {}
