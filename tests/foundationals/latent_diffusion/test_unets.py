@@ -194,6 +194,16 @@ def test_other_failures_are_not_blamed_on_the_conditions(make_unet: MakeUNet, ca
     assert re.findall(r"set_\w+ got", str(caught.value)) == []
 
 
+def test_an_input_that_is_no_tensor_is_an_error_of_its_own(make_unet: MakeUNet, conditions: Conditions) -> None:
+    unet = make_unet()
+    for key, value in conditions(unet, 2).items():
+        getattr(unet, f"set_{key}")(value)
+    with pytest.raises(ChainError) as caught:
+        unet("a cat")
+    assert "hint" not in str(caught.value)
+    assert re.findall(r"set_\w+ got", str(caught.value)) == []
+
+
 def test_a_copy_shares_weights_but_no_conditions(make_unet: MakeUNet, call: Call) -> None:
     unet, x = make_unet(), torch.randn(1, 4, 6, 6)
     expected = call(unet, x)

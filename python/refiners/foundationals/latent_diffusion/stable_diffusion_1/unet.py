@@ -11,6 +11,7 @@ from refiners.foundationals.latent_diffusion.cross_attention import CrossAttenti
 from refiners.foundationals.latent_diffusion.range_adapter import RangeEncoder
 from refiners.foundationals.latent_diffusion.unet import (
     Attention,
+    BaseTimestepEncoder,
     ResidualAccumulator,
     ResidualBlock,
     ResidualConcatenator,
@@ -36,7 +37,7 @@ __all__ = [
 CHANNELS = (320, 640, 1280, 1280)
 
 
-class TimestepEncoder(fl.Passthrough):
+class TimestepEncoder(BaseTimestepEncoder):
     """Encode the timestep, read from `diffusion.timestep`, into an entry of the context `range_adapter`.
 
     Args:
@@ -59,15 +60,6 @@ class TimestepEncoder(fl.Passthrough):
             RangeEncoder(channels, 4 * channels, device=device, dtype=dtype),
             fl.SetContext("range_adapter", context_key),
         )
-
-    @property
-    def context_key(self) -> str:
-        """The entry of the context `range_adapter` that is written to."""
-        return self.layer("SetContext", fl.SetContext).key
-
-    @context_key.setter
-    def context_key(self, value: str) -> None:
-        self.layer("SetContext", fl.SetContext).key = value
 
 
 class CLIPLCrossAttention(CrossAttentionBlock2d):

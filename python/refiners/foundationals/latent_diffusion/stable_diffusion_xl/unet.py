@@ -14,6 +14,7 @@ from refiners.foundationals.latent_diffusion.range_adapter import RangeEncoder, 
 from refiners.foundationals.latent_diffusion.reuse import Reused
 from refiners.foundationals.latent_diffusion.unet import (
     Attention,
+    BaseTimestepEncoder,
     ResidualBlock,
     UNet,
     check_is_floating_point,
@@ -116,7 +117,7 @@ class Sum(fl.Sum):
         return True
 
 
-class TimestepEncoder(fl.Passthrough):
+class TimestepEncoder(BaseTimestepEncoder):
     """Encode the timestep, the pooled text embedding and the time ids into an entry of the context `range_adapter`.
 
     Args:
@@ -152,15 +153,6 @@ class TimestepEncoder(fl.Passthrough):
             ),
             fl.SetContext("range_adapter", context_key),
         )
-
-    @property
-    def context_key(self) -> str:
-        """The entry of the context `range_adapter` that is written to."""
-        return self.layer("SetContext", fl.SetContext).key
-
-    @context_key.setter
-    def context_key(self, value: str) -> None:
-        self.layer("SetContext", fl.SetContext).key = value
 
 
 class SDXLCrossAttention(CrossAttentionBlock2d):
