@@ -7,11 +7,8 @@ from torch import Tensor, dtype as DType
 
 
 def wide(*tensors: Tensor) -> DType:
-    """Give the dtype to compute in: that of the tensors, but at least float32."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    """Give the dtype to compute in: float64 if one of the tensors has it, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def combine(*terms: tuple[float, Tensor], dtype: DType | None = None) -> Tensor:
