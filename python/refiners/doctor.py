@@ -45,7 +45,7 @@ def report() -> dict[str, Any]:
         "native library": _library(native),
         "host module": {"loaded": host is not None, "problem": host_problem},
         "operators": {
-            **{name: _on_cpu(native, name) for name in ("geglu", "group_norm", "linear")},
+            **{name: _on_cpu(native, name) for name in ("attention", "geglu", "group_norm", "linear")},
             "lora_linear": _lora_linear(native),
         },
         "block cache": {

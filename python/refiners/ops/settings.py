@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of enum CpuIsa, csrc/common/cpu_features.h
-OPERATORS = ("geglu", "group_norm", "linear", "lora_linear")
+OPERATORS = ("attention", "geglu", "group_norm", "linear", "lora_linear")
 
 
 class Settings(NamedTuple):
