@@ -18,10 +18,9 @@ from typing import Any, cast
 import torch
 
 from refiners import __version__
-from refiners.ops.library import CUDA_DTYPES, PACKAGE, NativeLibrary, native
+from refiners.ops.library import DTYPES, PACKAGE, WITH_ONE_KERNEL, NativeLibrary, native
 from refiners.ops.lora_block import limit_of, lora_block_cache
 
-_DTYPES = (*CUDA_DTYPES, torch.float64)
 _PACKAGES = ("safetensors", "numpy", "pillow", "jaxtyping")
 
 
@@ -45,7 +44,7 @@ def report() -> dict[str, Any]:
         "native library": _library(native),
         "host module": {"loaded": host is not None, "problem": host_problem},
         "operators": {
-            **{name: _on_cpu(native, name) for name in ("attention", "geglu", "group_norm", "linear")},
+            **{name: _on_cpu(native, name) for name in WITH_ONE_KERNEL},
             "lora_linear": _lora_linear(native),
         },
         "block cache": {
@@ -130,7 +129,7 @@ def _library(library: NativeLibrary) -> dict[str, Any]:
 
 def _lora_linear(library: NativeLibrary) -> dict[str, str]:
     paths: dict[str, str] = {}
-    for dtype in _DTYPES:
+    for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         plan, reason = library.explain_lora_linear(name, has_block=False)
         paths[f"cpu {name}"] = _path(plan, library.isa, reason)
@@ -144,7 +143,7 @@ def _lora_linear(library: NativeLibrary) -> dict[str, str]:
 
 def _on_cpu(library: NativeLibrary, operator: str) -> dict[str, str]:
     paths: dict[str, str] = {}
-    for dtype in _DTYPES:
+    for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         plan, reason = library.explain(operator, name)
         paths[f"cpu {name}"] = _path(plan, library.isa, reason)

@@ -16,6 +16,7 @@ inline CpuPlan choose_attention_cpu_plan(CpuIsa isa, const CpuFeatures& features
 struct AttentionCpuConfig {
   int64_t query_block = 96;         // a multiple of the micro-kernel's rows in all instruction sets
   int64_t key_block = 256;          // scores of a block: 96 KiB, of the L2 cache
+  int64_t depth_block = 160;        // features that are summed at once
   int64_t resident = 1 << 22;       // floats: up to here all keys and values of a head stay laid out
   int64_t tasks = 16;               // with fewer than so many, the blocks of queries are smaller
   int64_t small_query_block = 24;

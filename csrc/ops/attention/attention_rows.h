@@ -1,7 +1,8 @@
 // What attention does to a row of scores: biases, and the step of the online softmax.
 //
 // Source     Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3.
-// Numerics   scores in units of log 2, so that the weights are powers of two. A row that sees no key has a sum of 0.
+// Numerics   the weights are powers of two; of scores, one rounding is all that is lost. A row that sees no key has a sum
+//            of 0.
 #pragma once
 
 #include "../../common/tile.h"
@@ -85,50 +86,73 @@ struct AttentionBiasRow {
   }
 };
 
-// Turns scores into weights: weights[i] = 2^(score[i]·scale + bias[i]·log₂e - maximum) for i in [0, count), and zeros in
-// [count, end), which the vectors' width may exceed. Gives what the results so far must be multiplied by.
+// What a ragged end is limited to: nothing in its place, -∞ past it.
 template <class V>
+struct TailLimits {
+  float values[2 * V::kWidth];
+
+  constexpr TailLimits() : values() {
+    for (int i = 0; i < V::kWidth; ++i) values[i] = kInfinity;
+    for (int i = V::kWidth; i < 2 * V::kWidth; ++i) values[i] = -kInfinity;
+  }
+};
+
+template <class V>
+constexpr TailLimits<V> kTailLimits{};
+
+// Turns scores into weights, e^(score·scale + bias - maximum) in [0, count), and zeros from there to `end`, which whole
+// vectors may exceed. Gives what the results so far must be multiplied by. The maximum is in units of log 2 without a
+// bias: there a product and a difference are one operation.
+template <class V, bool kHasBias>
 inline float step_softmax(float* scores, int64_t count, int64_t end, const float* bias, float scale,
                           AttentionState& state) {
-  float limits[2 * V::kWidth];  // a tail's: no number in its place, and -∞ past the end
-  for (int i = 0; i < V::kWidth; ++i) limits[i] = kInfinity;
-  for (int i = V::kWidth; i < 2 * V::kWidth; ++i) limits[i] = -kInfinity;
+  using Reg = typename V::Reg;
   const int64_t whole = count / V::kWidth * V::kWidth, rest = count - whole;
-  const typename V::Reg limit = V::load(limits + V::kWidth - rest), factor = V::set(scale);
+  const Reg limit = V::load(kTailLimits<V>.values + V::kWidth - rest);
+  const Reg factor = V::set(kHasBias ? scale : scale * kLog2E), unit = V::set(kLog2E);
   const auto score = [&](int64_t i) __attribute__((always_inline)) {
-    const typename V::Reg s = V::mul(V::load(scores + i), factor);
-    return bias == nullptr ? s : V::fma(V::load(bias + i), V::set(kLog2E), s);
+    const Reg s = V::load(scores + i);
+    return kHasBias ? V::fma(s, factor, V::load(bias + i)) : V::mul(s, factor);
   };
-  typename V::Reg largest = V::set(-kInfinity);
+  const auto weight_of = [&](Reg difference) __attribute__((always_inline)) {
+    return exp2_of_negative<V>(kHasBias ? V::mul(difference, unit) : difference);
+  };
+  Reg largest = V::set(-kInfinity), tail = largest;
   for (int64_t i = 0; i < whole; i += V::kWidth) {
-    const typename V::Reg s = score(i);
-    V::store(scores + i, s);
+    const Reg s = score(i);
+    if constexpr (kHasBias) V::store(scores + i, s);
     largest = V::max(s, largest);
   }
   if (rest > 0) {
-    const typename V::Reg s = V::min(score(whole), limit);
-    V::store(scores + whole, s);
-    largest = V::max(s, largest);
+    tail = V::min(score(whole), limit);
+    largest = V::max(tail, largest);
   }
   const float found = V::max_of(largest);
   const float maximum = found > state.maximum ? found : state.maximum;
   const float subtracted = maximum == -kInfinity ? 0.0f : maximum;  // -∞ less -∞ would be no number
-  const typename V::Reg shift = V::set(subtracted);
-  typename V::Reg sum = V::zero();
-  int64_t i = 0;
-  for (; i < count; i += V::kWidth) {
-    const typename V::Reg weight = exp2_of_negative<V>(V::sub(V::load(scores + i), shift));
+  const Reg shift = V::set(-subtracted);
+  Reg sum = V::zero();
+  for (int64_t i = 0; i < whole; i += V::kWidth) {
+    const Reg s = V::load(scores + i);
+    const Reg weight = weight_of(kHasBias ? V::add(s, shift) : V::fma(s, factor, shift));
     V::store(scores + i, weight);
     sum = V::add(sum, weight);
   }
+  int64_t i = whole;
+  if (rest > 0) {
+    const Reg weight = weight_of(V::add(tail, shift));
+    V::store(scores + i, weight);
+    sum = V::add(sum, weight);
+    i += V::kWidth;
+  }
   for (; i < end; i += V::kWidth) V::store(scores + i, V::zero());
   float before = 1.0f;
-  if (maximum != state.maximum) {
+  if (maximum != state.maximum && state.maximum != -kInfinity) {
     float lanes[V::kWidth];
-    V::store(lanes, exp2_of_negative<V>(V::set(state.maximum - subtracted)));
+    V::store(lanes, weight_of(V::set(state.maximum - subtracted)));
     before = lanes[0];
   }
-  state.sum = state.sum * before + V::sum(sum);
+  state.sum = state.sum * before + V::sum(sum);  // a sum so far without a maximum is 0, or no number
   state.maximum = maximum;
   return before;
 }

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kQueryBlock = kAttentionCpuConfig.query_block;
 constexpr int64_t kKeyBlock = kAttentionCpuConfig.key_block;
+constexpr int64_t kMaxDepth = kAttentionCpuConfig.depth_block;
 constexpr int64_t kScoreStride = kKeyBlock + 16;  // no power of two: rows lie in different sets of the cache
 
 // Calls f(row, constant count) for even groups of at most kMax rows.
@@ -37,7 +38,7 @@ struct AttentionProducts {
 
   static int64_t padded(int64_t columns) { return ceil_div(columns, V::kWidth) * V::kWidth; }
 
-  // Calls store(row, column, vectors, products) for all tiles of left · panels.
+  // Calls store(row, column, products) for all tiles of left · panels.
   template <class Store>
   static void multiply_panels(const float* left, int64_t left_stride, int64_t rows, const float* panels,
                               int64_t panel_stride, int64_t depth, int64_t columns, const Store& store) {
@@ -58,20 +59,31 @@ struct AttentionProducts {
     }
   }
 
-  // scores = queries · keysᵀ
+  // scores = queries · keysᵀ. Many features are summed in parts: less is rounded off, and a panel stays in the cache.
   static void score(const float* queries, int64_t features, int64_t rows, const float* keys, int64_t count,
                     float* scores) {
+    const int64_t parts = ceil_div(features, kMaxDepth);
+    for (int64_t from = 0, i = 0; i < parts; ++i) {
+      const int64_t depth = ceil_div(features - from, parts - i);
+      score_part(queries + from, features, rows, keys + from * kColumns, depth, count, scores, i > 0);
+      from += depth;
+    }
+  }
+
+  static void score_part(const float* queries, int64_t features, int64_t rows, const float* keys, int64_t depth,
+                         int64_t count, float* scores, bool add) {
     const auto store = [&]<int kCount, int kVectors>(int64_t r, int64_t c, typename V::Reg(&products)[kCount][kVectors])
                            __attribute__((always_inline)) {
 #pragma GCC unroll 12
       for (int m = 0; m < kCount; ++m) {
 #pragma GCC unroll 2
         for (int n = 0; n < kVectors; ++n) {
-          V::store(scores + (r + m) * kScoreStride + c + n * V::kWidth, products[m][n]);
+          float* to = scores + (r + m) * kScoreStride + c + n * V::kWidth;
+          V::store(to, add ? V::add(V::load(to), products[m][n]) : products[m][n]);
         }
       }
     };
-    multiply_panels(queries, features, rows, keys, features * kColumns, features, count, store);
+    multiply_panels(queries, features, rows, keys, features * kColumns, depth, count, store);
   }
 
   // sums = before · sums + weights · values; just the product where it is the first.
@@ -167,6 +179,7 @@ class Attention {
       const float* value_panels = key_panels + ceil_div(in_block, kColumns) * kColumns * p.features;
       Products::score(scratch.queries, p.features, rows, key_panels, count, scratch.scores);
       for (int64_t r = 0; r < rows; ++r) {
+        if (set == 0 && begin == 0) prefetch(r);
         const int64_t seen = is_causal ? min_of(count, first_query + r + 1 - begin) : count;
         scratch.before[r] = step(set, r, begin, seen > 0 ? seen : 0, count, state[r]);
       }
@@ -175,11 +188,28 @@ class Attention {
     }
   }
 
+  // What this row's result is written to, and what the next task reads in its place: not in the cache, nor one stride
+  // that the processor would follow by itself.
+  void prefetch(int64_t r) const {
+    const char* y = reinterpret_cast<const char*>(result_of(r));
+    for (int64_t i = 0; i < p.value_features * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(y + i, 1);
+    const int64_t next = first_query + p.query_block + r;
+    if (next >= p.queries) return;
+    const char* query = reinterpret_cast<const char*>(row_of(p.query, next, p.features));
+    for (int64_t i = 0; i < p.features * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(query + i);
+  }
+
+  T* result_of(int64_t r) const {
+    return static_cast<T*>(p.y) + sample * p.y_batch_stride + (first_query + r) * p.y_row_stride +
+           head * p.value_features;
+  }
+
   float step(int set, int64_t r, int64_t begin, int64_t seen, int64_t count, AttentionState& state) {
     const bool has_bias = AttentionBiasRow<V, T>::collect(p, set, sample, head, first_query + r, begin, seen,
                                                           scratch.bias, scratch.widened);
-    return step_softmax<V>(scratch.scores + r * kScoreStride, seen, count, has_bias ? scratch.bias : nullptr,
-                           p.scale * kLog2E, state);
+    float* scores = scratch.scores + r * kScoreStride;
+    return has_bias ? step_softmax<V, true>(scores, seen, count, scratch.bias, p.scale, state)
+                    : step_softmax<V, false>(scores, seen, count, nullptr, p.scale, state);
   }
 
   // The keys and values from `begin` on, laid out: panels of keys, then panels of features of the values.
@@ -207,8 +237,7 @@ class Attention {
       const float sum = states[set][r].sum, scale = set == 0 ? 1.0f : p.second_scale[sample * p.second_scale_stride];
       factors[set] = V::set(sum == 0.0f ? 0.0f : scale / sum);
     }
-    T* y = static_cast<T*>(p.y) + sample * p.y_batch_stride + (first_query + r) * p.y_row_stride +
-           head * p.value_features;
+    T* y = result_of(r);
     for (int64_t f = 0; f < p.value_features; f += V::kWidth) {
       typename V::Reg result = V::mul(V::load(scratch.sums[0] + r * stride + f), factors[0]);
       if (p.set_count > 1) result = V::fma(V::load(scratch.sums[1] + r * stride + f), factors[1], result);

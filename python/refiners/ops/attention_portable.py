@@ -86,7 +86,8 @@ def _attend_on_grid(
     column_bias: Tensor,
 ) -> Tensor:
     """Fold the biases into the features, exactly: those of a query, times the row and column of a key as unit vectors."""
-    features, value_features, (rows, columns) = query.shape[-1], value.shape[-1], (row_bias.shape[-1], column_bias.shape[-1])
+    features, value_features = query.shape[-1], value.shape[-1]
+    rows, columns = row_bias.shape[-1], column_bias.shape[-1]
     factor = 1 / math.sqrt(features) if scale is None else scale
     biases = [in_four_dimensions(x, query).expand(*query.shape[:3], -1) for x in (row_bias, column_bias)]
     token = torch.arange(rows * columns, device=query.device)

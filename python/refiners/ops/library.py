@@ -15,6 +15,8 @@ from refiners.ops.settings import ISAS, OPERATORS, Settings, read_settings
 LIBRARY = torch.library.Library("refiners", "DEF")
 PLANS = ("portable", "update", "library", "block")  # in the order of enum LoraLinearPlan, lora_linear_config.h
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (*CUDA_DTYPES, torch.float64)
+WITH_ONE_KERNEL = ("attention", "geglu", "group_norm", "linear")  # on the CPU, or none
 PACKAGE = Path(__file__).parent.parent
 _ADVICE = "Everything works through torch, slower; to build it: pip install . (see CONTRIBUTING.md)."
 
@@ -75,6 +77,7 @@ class NativeLibrary:
         self.isa, self.isa_reason = best, "the best that this CPU and the library have"
         if self.settings.isa is not None:
             self._force(self.settings.isa, best)
+        self._forget_choices()
 
     def _force(self, isa: str, best: str) -> None:
         if self.use_isa(isa):
@@ -135,8 +138,11 @@ class NativeLibrary:
         self._forget_choices()
 
     def _forget_choices(self) -> None:
-        self._has_kernel.clear()
         self._takes_block.clear()
+        for operator in WITH_ONE_KERNEL:  # asked now, since a compiler that traces a call cannot ask the library
+            for dtype in DTYPES:
+                name = str(dtype).removeprefix("torch.")
+                self._has_kernel[operator, dtype] = self.explain(operator, name)[0] == "kernel"
 
     def explain(self, operator: str, dtype: str) -> tuple[str, str]:
         """Give what an operator does on the CPU with a dtype, `kernel` or `portable`, and the reason."""
@@ -152,11 +158,7 @@ class NativeLibrary:
 
     def has_kernel(self, operator: str, dtype: torch.dtype) -> bool:
         """Whether an operator has a kernel for a dtype on the CPU, and uses it."""
-        known = self._has_kernel.get((operator, dtype))
-        if known is None:
-            known = self.explain(operator, str(dtype).removeprefix("torch."))[0] == "kernel"
-            self._has_kernel[operator, dtype] = known
-        return known
+        return self._has_kernel.get((operator, dtype), False)
 
     def takes_lora_block(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether `lora_linear` uses a block on a device."""
