@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 
 from refiners import __version__
+from refiners.ops.attention_choice import choose_attention
 from refiners.ops.library import DTYPES, PACKAGE, WITH_ONE_KERNEL, NativeLibrary, native
 from refiners.ops.lora_block import limit_of, lora_block_cache
 
@@ -45,6 +46,7 @@ def report() -> dict[str, Any]:
         "host module": {"loaded": host is not None, "problem": host_problem},
         "operators": {
             **{name: _on_cpu(native, name) for name in WITH_ONE_KERNEL},
+            "fl.ScaledDotProductAttention": _attention_layer(native),
             "lora_linear": _lora_linear(native),
         },
         "block cache": {
@@ -148,6 +150,17 @@ def _on_cpu(library: NativeLibrary, operator: str) -> dict[str, str]:
         plan, reason = library.explain(operator, name)
         paths[f"cpu {name}"] = _path(plan, library.isa, reason)
     paths["other devices"] = "portable: there are kernels for the CPU only"
+    return paths
+
+
+def _attention_layer(library: NativeLibrary) -> dict[str, str]:
+    """Tell what the layer does, which asks whether it gains by the operator."""
+    paths: dict[str, str] = {}
+    for dtype in DTYPES:
+        for is_recorded in (False, True):
+            has_kernel = library.has_kernel("attention", dtype)
+            reason = choose_attention(library.isa, dtype, is_recorded)[1] if has_kernel else "torch's function"
+            paths[f"cpu {str(dtype).removeprefix('torch.')}{', training' * is_recorded}"] = reason
     return paths
 
 

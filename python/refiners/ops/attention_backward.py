@@ -13,7 +13,7 @@ from refiners.ops.attention_portable import causal_mask, in_four_dimensions, spl
 
 _DEFAULTS = (False, None, None, None, None, None, None, None, None, None)
 _TENSORS = (0, 1, 2, 5, 6, 8, 9, 10, 11, 12, 13)  # where they stand among the arguments
-_SCORES = 1 << 22  # at a time
+_SCORES = 1 << 20  # at a time: 4 MiB, of the cache
 
 
 class _Bias(NamedTuple):
