@@ -63,6 +63,8 @@ AttentionParams make_params(const AttentionArguments& a, const Tensor& second_sc
     p.second_scale = static_cast<const float*>(second_scale.const_data_ptr());
     p.second_scale_stride = second_scale.numel() == 1 ? 0 : 1;
   }
+  const int64_t keys = p.sets[0].keys + p.sets[1].keys;
+  p.takes_turns = choose_attention_turns(p.heads, keys * (p.features + p.value_features));
   p.columns = 1;
   if (a.row_bias) {
     p.row_bias = bias_view(*a.row_bias);

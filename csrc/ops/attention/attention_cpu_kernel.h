@@ -33,6 +33,7 @@ struct AttentionParams {
   Dtype dtype;
   int64_t batch, heads, queries, features, value_features;  // features: of one head
   int64_t query_block;                                      // queries of a task
+  bool takes_turns;  // the tasks of a block of queries follow each other, else those of a head; few keys, few heads
   AttentionRows query;
   float scale;
   bool is_causal;  // in the first set: query i sees the keys 0 to i
@@ -50,8 +51,7 @@ struct AttentionCpuKernels {
   // Floats that one thread needs.
   int64_t (*scratch_size)(const AttentionParams&);
 
-  // The tasks [begin, end): a task is a block of queries of one head, and those of a head follow each other. Where they
-  // are cut changes nothing in the result.
+  // The tasks [begin, end): a task is a block of queries of one head. Where they are cut changes nothing in the result.
   void (*compute)(const AttentionParams&, int64_t begin, int64_t end, float* scratch);
 };
 

@@ -4,7 +4,7 @@
 // Source     Vaswani et al. 2017, arXiv:1706.03762, equation 1; blocks: Dao et al. 2022, arXiv:2205.14135, algorithm 1.
 // Layout     rows of all tensors are contiguous, with any stride between them; heads are parts of rows; any sizes.
 // Mapping    a task is a block of queries of one head. Keys and values are widened to float32 and laid out in panels
-//            once for the tasks of a head that follow each other; scores of a block of keys stay in the cache.
+//            once for all tasks of a head that one thread takes; scores of a block of keys stay in the cache.
 // Numerics   products and sums in float32, y is rounded once. A row of y depends on its own query, bitwise.
 #pragma once
 
@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kQueryBlock = kAttentionCpuConfig.query_block;
 constexpr int64_t kKeyBlock = kAttentionCpuConfig.key_block;
+constexpr int64_t kSlots = kAttentionCpuConfig.max_heads;
 constexpr int64_t kMaxDepth = kAttentionCpuConfig.depth_block;
 constexpr int64_t kScoreStride = kKeyBlock + 16;  // no power of two: rows lie in different sets of the cache
 
@@ -113,6 +114,7 @@ struct AttentionScratch {
   float *queries, *scores, *bias, *widened, *before, *sums[2], *panels[2];
   int64_t block_size[2];  // floats of a block of keys and values, laid out
   bool resident[2];       // whether all blocks stay
+  int64_t slot_size[2];   // floats of all blocks that stay of one head
   int64_t size;
 
   // Without memory it tells the size only.
@@ -135,7 +137,8 @@ struct AttentionScratch {
       sums[set] = take(kQueryBlock * value_width);
       block_size[set] = keys * (p.features + value_width);
       resident[set] = blocks * block_size[set] <= kAttentionCpuConfig.resident;
-      panels[set] = take(resident[set] ? blocks * block_size[set] : block_size[set]);
+      slot_size[set] = (resident[set] ? blocks : 1) * block_size[set];
+      panels[set] = take((p.takes_turns ? p.heads : 1) * slot_size[set]);
     }
   }
 };
@@ -145,16 +148,15 @@ class Attention {
  public:
   Attention(const AttentionParams& params, float* memory) : p(params), scratch(params, memory) {}
 
-  void compute(int64_t task) {
-    const int64_t blocks = ceil_div(p.queries, p.query_block);
-    if (task / blocks != head_in_batch) packed[0] = packed[1] = 0;
-    head_in_batch = task / blocks;
-    sample = head_in_batch / p.heads;
-    head = head_in_batch % p.heads;
-    first_query = task % blocks * p.query_block;
-    rows = min_of(p.query_block, p.queries - first_query);
+  // One task of those up to `end`.
+  void compute(int64_t task, int64_t end) {
+    const Place before = here;
+    here = place_of(task);
+    if (here.sample != before.sample || (!p.takes_turns && here.head != before.head)) forget();
+    next = place_of(task + 1 < end ? task + 1 : task);
+    rows = min_of(p.query_block, p.queries - here.first_query);
     for (int64_t r = 0; r < rows; ++r) {
-      convert<V>(row_of(p.query, first_query + r, p.features), scratch.queries + r * p.features, p.features);
+      convert<V>(row_of(p.query, here, here.first_query + r, p.features), scratch.queries + r * p.features, p.features);
     }
     for (int set = 0; set < p.set_count; ++set) attend(set);
     for (int64_t r = 0; r < rows; ++r) finish_row(r);
@@ -164,15 +166,26 @@ class Attention {
   using Products = AttentionProducts<V>;
   static constexpr int64_t kColumns = kPanel<V>;
 
-  const T* row_of(const AttentionRows& x, int64_t row, int64_t features) const {
-    return static_cast<const T*>(x.data) + sample * x.batch_stride + row * x.row_stride + head * features;
+  struct Place {
+    int64_t sample, head, first_query;
+  };
+
+  Place place_of(int64_t task) const {
+    const int64_t blocks = ceil_div(p.queries, p.query_block), of_sample = task % (blocks * p.heads);
+    const int64_t head = p.takes_turns ? of_sample % p.heads : of_sample / blocks;
+    const int64_t block = p.takes_turns ? of_sample / p.heads : of_sample % blocks;
+    return {task / blocks / p.heads, head, block * p.query_block};
+  }
+
+  static const T* row_of(const AttentionRows& x, const Place& at, int64_t row, int64_t features) {
+    return static_cast<const T*>(x.data) + at.sample * x.batch_stride + row * x.row_stride + at.head * features;
   }
 
   void attend(int set) {
     AttentionState* state = states[set];
     for (int64_t r = 0; r < rows; ++r) state[r] = {};
     const bool is_causal = set == 0 && p.is_causal;
-    const int64_t keys = is_causal ? min_of(p.sets[set].keys, first_query + rows) : p.sets[set].keys;
+    const int64_t keys = is_causal ? min_of(p.sets[set].keys, here.first_query + rows) : p.sets[set].keys;
     for (int64_t begin = 0; begin < keys; begin += kKeyBlock) {
       const int64_t in_block = min_of(kKeyBlock, p.sets[set].keys - begin), count = min_of(kKeyBlock, keys - begin);
       const float* key_panels = block(set, begin, in_block);
@@ -180,7 +193,7 @@ class Attention {
       Products::score(scratch.queries, p.features, rows, key_panels, count, scratch.scores);
       for (int64_t r = 0; r < rows; ++r) {
         if (set == 0 && begin == 0) prefetch(r);
-        const int64_t seen = is_causal ? min_of(count, first_query + r + 1 - begin) : count;
+        const int64_t seen = is_causal ? min_of(count, here.first_query + r + 1 - begin) : count;
         scratch.before[r] = step(set, r, begin, seen > 0 ? seen : 0, count, state[r]);
       }
       Products::accumulate(scratch.scores, rows, value_panels, in_block * kColumns, count, p.value_features,
@@ -188,43 +201,58 @@ class Attention {
     }
   }
 
-  // What this row's result is written to, and what the next task reads in its place: not in the cache, nor one stride
-  // that the processor would follow by itself.
+  // What this row's result is written to, and what the next task reads: parts of rows far from each other, which the
+  // processor does not foresee.
   void prefetch(int64_t r) const {
-    const char* y = reinterpret_cast<const char*>(result_of(r));
-    for (int64_t i = 0; i < p.value_features * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(y + i, 1);
-    const int64_t next = first_query + p.query_block + r;
-    if (next >= p.queries) return;
-    const char* query = reinterpret_cast<const char*>(row_of(p.query, next, p.features));
-    for (int64_t i = 0; i < p.features * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(query + i);
+    prefetch_row<1>(result_of(r), p.value_features);
+    prefetch_row<0>(row_of(p.query, next, min_of(next.first_query + r, p.queries - 1), p.features), p.features);
+    const bool is_packed = p.takes_turns ? next.first_query > 0 : next.head == here.head && next.sample == here.sample;
+    if (is_packed || r >= p.sets[0].keys) return;
+    prefetch_row<0>(row_of(p.sets[0].key, next, r, p.features), p.features);
+    prefetch_row<0>(row_of(p.sets[0].value, next, r, p.value_features), p.value_features);
+  }
+
+  template <int kForWriting>
+  static void prefetch_row(const T* row, int64_t features) {
+    const char* bytes = reinterpret_cast<const char*>(row);
+    const int64_t size = features * int64_t{sizeof(T)};
+    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(bytes + i, kForWriting);
   }
 
   T* result_of(int64_t r) const {
-    return static_cast<T*>(p.y) + sample * p.y_batch_stride + (first_query + r) * p.y_row_stride +
-           head * p.value_features;
+    return static_cast<T*>(p.y) + here.sample * p.y_batch_stride + (here.first_query + r) * p.y_row_stride +
+           here.head * p.value_features;
   }
 
   float step(int set, int64_t r, int64_t begin, int64_t seen, int64_t count, AttentionState& state) {
-    const bool has_bias = AttentionBiasRow<V, T>::collect(p, set, sample, head, first_query + r, begin, seen,
+    const bool has_bias = AttentionBiasRow<V, T>::collect(p, set, here.sample, here.head, here.first_query + r, begin, seen,
                                                           scratch.bias, scratch.widened);
     float* scores = scratch.scores + r * kScoreStride;
     return has_bias ? step_softmax<V, true>(scores, seen, count, scratch.bias, p.scale, state)
                     : step_softmax<V, false>(scores, seen, count, nullptr, p.scale, state);
   }
 
+  void forget() {
+    for (int set = 0; set < 2; ++set) {
+      for (int64_t slot = 0; slot < kSlots; ++slot) packed[set][slot] = 0;
+    }
+  }
+
   // The keys and values from `begin` on, laid out: panels of keys, then panels of features of the values.
   const float* block(int set, int64_t begin, int64_t count) {
-    float* panels = scratch.panels[set] + (scratch.resident[set] ? begin / kKeyBlock * scratch.block_size[set] : 0);
-    if (scratch.resident[set] && begin < packed[set]) return panels;
-    packed[set] = begin + count;
+    const int64_t slot = p.takes_turns ? here.head : 0;
+    float* panels = scratch.panels[set] + slot * scratch.slot_size[set];
+    if (scratch.resident[set]) panels += begin / kKeyBlock * scratch.block_size[set];
+    if (scratch.resident[set] && begin < packed[set][slot]) return panels;
+    packed[set][slot] = begin + count;
     const AttentionSet& from = p.sets[set];
     float* to = panels;
     for (int64_t k = 0; k < count; k += kColumns, to += kColumns * p.features) {
-      pack_panel<V>(row_of(from.key, begin + k, p.features), from.key.row_stride, p.features,
+      pack_panel<V>(row_of(from.key, here, begin + k, p.features), from.key.row_stride, p.features,
                     min_of(kColumns, count - k), to);
     }
     for (int64_t f = 0; f < p.value_features; f += kColumns, to += kColumns * count) {
-      pack_transposed_panel<V>(row_of(from.value, begin, p.value_features) + f, from.value.row_stride, count,
+      pack_transposed_panel<V>(row_of(from.value, here, begin, p.value_features) + f, from.value.row_stride, count,
                                min_of(kColumns, p.value_features - f), to);
     }
     return panels;
@@ -234,7 +262,7 @@ class Attention {
     const int64_t stride = Products::padded(p.value_features);
     typename V::Reg factors[2];
     for (int set = 0; set < p.set_count; ++set) {
-      const float sum = states[set][r].sum, scale = set == 0 ? 1.0f : p.second_scale[sample * p.second_scale_stride];
+      const float sum = states[set][r].sum, scale = set == 0 ? 1.0f : p.second_scale[here.sample * p.second_scale_stride];
       factors[set] = V::set(sum == 0.0f ? 0.0f : scale / sum);
     }
     T* y = result_of(r);
@@ -253,14 +281,15 @@ class Attention {
   const AttentionParams& p;
   AttentionScratch<V> scratch;
   AttentionState states[2][kQueryBlock];
-  int64_t packed[2] = {0, 0};  // keys that lie in the panels
-  int64_t head_in_batch = -1, sample = 0, head = 0, first_query = 0, rows = 0;
+  int64_t packed[2][kSlots] = {};  // keys that lie in the panels, of one head or of each
+  Place here{-1, -1, 0}, next{};
+  int64_t rows = 0;
 };
 
 template <class V, class T>
 inline void compute_attention(const AttentionParams& p, int64_t begin, int64_t end, float* memory) {
   Attention<V, T> attention(p, memory);
-  for (int64_t task = begin; task < end; ++task) attention.compute(task);
+  for (int64_t task = begin; task < end; ++task) attention.compute(task, end);
 }
 
 template <class V>
