@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refiners.ops import attention
-from refiners.ops.attention import _OPERATOR
 from refiners.ops.library import native
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -110,7 +109,7 @@ def relative_error(y: Tensor, expected: Tensor) -> float:
 
 
 def assert_agrees(y, *inputs, **given):
-    """The error is at most that of torch and a fifth; of a few elements, which luck decides on, one or two roundings."""
+    """The error is at most that of torch and a fifth; of a few elements, where luck decides, one or two roundings."""
     expected = reference(*inputs, **given)
     assert (y.dtype, y.shape) == (inputs[0].dtype, expected.shape)
     assert y.is_contiguous()
@@ -309,9 +308,7 @@ def test_what_is_not_finite_comes_through_as_in_torch(bad, keys, isa):
         assert not y.isfinite().all() or (index == 1 and bad != bad) or index == 1
     bias = torch.zeros(20, keys)
     bias[4, 3] = bad
-    torch.testing.assert_close(
-        attention(*inputs, mask=bias), reference(*inputs, 1, mask=bias).float(), equal_nan=True
-    )
+    torch.testing.assert_close(attention(*inputs, mask=bias), reference(*inputs, 1, mask=bias).float(), equal_nan=True)
 
 
 def test_large_scores_do_not_overflow(isa):

@@ -12,10 +12,7 @@ from refiners.ops import attention, attention_backward
 from refiners.ops.attention import _OPERATOR
 from refiners.ops.library import native
 
-NAMES = (
-    "query key value num_heads is_causal mask bias scale row_bias column_bias"
-    " second_key second_value second_scale second_mask"
-).split()
+NAMES = [argument.name for argument in _OPERATOR._schema.arguments]
 
 
 def make_arguments(dtype: torch.dtype = torch.float64, batch: int = 2, queries: int = 5) -> dict[str, Any]:
@@ -43,7 +40,9 @@ def make_arguments(dtype: torch.dtype = torch.float64, batch: int = 2, queries: 
 
 
 def with_gradients(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {n: x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in arguments.items()}
+    return {
+        n: x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in arguments.items()
+    }
 
 
 def only(arguments: dict[str, Any], names: str) -> dict[str, Any]:
@@ -176,7 +175,9 @@ def test_autocast_reaches_the_kernels(isa):
     with torch.autocast("cpu", torch.bfloat16):
         y = attention(query, key, value, 3, mask=bias, **seconds)
     short = query.bfloat16(), key.bfloat16(), value.bfloat16()
-    expected = attention(*short, 3, mask=bias.bfloat16(), second_key=short[1], second_value=short[2], second_scale=scale)
+    expected = attention(
+        *short, 3, mask=bias.bfloat16(), second_key=short[1], second_value=short[2], second_scale=scale
+    )
     assert torch.equal(y, expected)
 
 

@@ -6,13 +6,15 @@ import torch.nn.functional as F
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.layers import attentions
-from refiners.ops import attention
-from refiners.ops.attention_choice import choose_attention, is_faster_than_torch
+from refiners.ops import attention, attention_choice
+from refiners.ops.attention_choice import SMALLEST, choose_attention, is_faster_than_torch
 from refiners.ops.library import native
 
 
 @pytest.fixture
-def with_avx2():
+def with_avx2(monkeypatch):
+    """The instruction set that was measured, and nothing too small for it."""
+    monkeypatch.setattr(attention_choice, "SMALLEST", 0)
     before = native.isa, native.isa_reason
     if not native.use_isa("avx2"):
         pytest.skip("no AVX2")
@@ -56,6 +58,19 @@ def test_the_rule_is_what_was_measured(isa, dtype, is_recorded, chosen):
     found, reason = choose_attention(isa, dtype, is_recorded)
     assert found is chosen
     assert reason.startswith("the kernels: " if chosen else "torch's function: ")
+
+
+def test_small_ones_are_left_to_torch(calls):
+    if native.isa != "avx2" or not native.has_kernel("attention", torch.float32):
+        pytest.skip("the kernels are not in use")
+    assert choose_attention("avx2", torch.float32, False, SMALLEST) == (True, "the kernels: faster with AVX2")
+    assert choose_attention("avx2", torch.float32, False, SMALLEST - 1)[0] is False
+    layer, few = fl.ScaledDotProductAttention(1), [torch.randn(1, 64, 8) for _ in range(3)]
+    many = [torch.randn(2, 256, 16) for _ in range(3)]
+    layer(*few)
+    assert calls == []
+    layer(*many)
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

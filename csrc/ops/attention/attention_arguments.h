@@ -29,8 +29,9 @@ inline void check_bias(const AttentionArguments& a, const OptionalTensor& bias, 
                        const char* message) {
   if (!bias) return;
   const std::array<int64_t, 4> sizes{a.query.size(0), a.num_heads, a.query.size(1), keys};
-  bool fits = bias->dim() <= 4 && bias->device() == a.query.device() &&
-              (bias->scalar_type() == a.query.scalar_type() || (may_be_bool && bias->scalar_type() == ScalarType::Bool));
+  bool fits =
+      bias->dim() <= 4 && bias->device() == a.query.device() &&
+      (bias->scalar_type() == a.query.scalar_type() || (may_be_bool && bias->scalar_type() == ScalarType::Bool));
   for (int64_t i = 4 - bias->dim(), j = 0; fits && i < 4; ++i, ++j) {
     const int64_t size = bias->size(j);
     fits = size == 1 || size == sizes[static_cast<size_t>(i)] || (i == 0 && size > 0 && sizes[0] % size == 0);
@@ -51,13 +52,14 @@ inline void check_arguments(const AttentionArguments& a) {
   check_bias(a, a.bias, false, keys, "attention: bias must be broadcastable to (batch, heads, queries, keys)");
   STD_TORCH_CHECK(a.row_bias.has_value() == a.column_bias.has_value(), "attention: row_bias goes with column_bias");
   if (a.row_bias) {
-    STD_TORCH_CHECK(a.row_bias->dim() == 4 && a.column_bias->dim() == 4 &&
-                        a.row_bias->size(3) * a.column_bias->size(3) == keys,
-                    "attention: row_bias and column_bias must be (batch, heads, queries, rows or columns of the keys)");
+    STD_TORCH_CHECK(
+        a.row_bias->dim() == 4 && a.column_bias->dim() == 4 && a.row_bias->size(3) * a.column_bias->size(3) == keys,
+        "attention: row_bias and column_bias must be (batch, heads, queries, rows or columns of the keys)");
     check_bias(a, a.row_bias, false, a.row_bias->size(3), "attention: row_bias does not fit query");
     check_bias(a, a.column_bias, false, a.column_bias->size(3), "attention: column_bias does not fit query");
   }
-  STD_TORCH_CHECK(a.second_key.has_value() == a.second_value.has_value(), "attention: second_key goes with second_value");
+  STD_TORCH_CHECK(a.second_key.has_value() == a.second_value.has_value(),
+                  "attention: second_key goes with second_value");
   STD_TORCH_CHECK(a.second_key || (!a.second_scale && !a.second_mask), "attention: second_key is missing");
   if (!a.second_key) return;
   const int64_t second_keys = a.second_key->size(1);
@@ -90,7 +92,12 @@ inline AttentionBias bias_view(const Tensor& bias) {
     return i < missing || bias.size(i - missing) == 1 ? int64_t{0} : bias.stride(i - missing);
   };
   const int64_t samples = missing > 0 ? 1 : bias.size(0);
-  return {bias.const_data_ptr(), bias.scalar_type() == ScalarType::Bool, samples, stride(0), stride(1), stride(2),
+  return {bias.const_data_ptr(),
+          bias.scalar_type() == ScalarType::Bool,
+          samples,
+          stride(0),
+          stride(1),
+          stride(2),
           stride(3)};
 }
 

@@ -89,8 +89,8 @@ Tensor attention_cpu(const Tensor& query, const Tensor& key, const Tensor& value
                      const OptionalTensor& row_bias, const OptionalTensor& column_bias,
                      const OptionalTensor& second_key, const OptionalTensor& second_value,
                      const OptionalTensor& second_scale, const OptionalTensor& second_mask) {
-  const AttentionArguments given{query,    key,         value,      num_heads,    is_causal,    mask,       bias, scale,
-                                 row_bias, column_bias, second_key, second_value, second_scale, second_mask};
+  const AttentionArguments given{query, key,      value,       num_heads,  is_causal,    mask,         bias,
+                                 scale, row_bias, column_bias, second_key, second_value, second_scale, second_mask};
   check_arguments(given);
   const bool has_keys = key.numel() > 0 && (!second_key || second_key->numel() > 0);
   if (!choose_plan(dtype_of(query)).kernel || !has_keys) return call_portable(given);

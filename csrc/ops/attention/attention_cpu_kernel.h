@@ -1,4 +1,5 @@
-// The CPU kernels of attention: parameters, and a table of them for each instruction set. Knows neither torch nor Python.
+// The CPU kernels of attention: parameters, and a table of them for each instruction set. Knows neither torch nor
+// Python.
 #pragma once
 
 #include <cstdint>

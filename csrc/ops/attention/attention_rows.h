@@ -1,7 +1,8 @@
 // What attention does to a row of scores: biases, and the step of the online softmax.
 //
 // Source     Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3.
-// Numerics   the weights are powers of two; of scores, one rounding is all that is lost. A row that sees no key has a sum
+// Numerics   the weights are powers of two; of scores, one rounding is all that is lost. A row that sees no key has a
+// sum
 //            of 0.
 #pragma once
 

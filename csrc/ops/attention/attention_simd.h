@@ -76,14 +76,14 @@ struct AttentionProducts {
     const auto store = [&]<int kCount, int kVectors>(int64_t r, int64_t c, typename V::Reg(&products)[kCount][kVectors])
                            __attribute__((always_inline)) {
 #pragma GCC unroll 12
-      for (int m = 0; m < kCount; ++m) {
+                             for (int m = 0; m < kCount; ++m) {
 #pragma GCC unroll 2
-        for (int n = 0; n < kVectors; ++n) {
-          float* to = scores + (r + m) * kScoreStride + c + n * V::kWidth;
-          V::store(to, add ? V::add(V::load(to), products[m][n]) : products[m][n]);
-        }
-      }
-    };
+                               for (int n = 0; n < kVectors; ++n) {
+                                 float* to = scores + (r + m) * kScoreStride + c + n * V::kWidth;
+                                 V::store(to, add ? V::add(V::load(to), products[m][n]) : products[m][n]);
+                               }
+                             }
+                           };
     multiply_panels(queries, features, rows, keys, features * kColumns, depth, count, store);
   }
 
@@ -94,15 +94,15 @@ struct AttentionProducts {
     const auto store = [&]<int kCount, int kVectors>(int64_t r, int64_t c, typename V::Reg(&products)[kCount][kVectors])
                            __attribute__((always_inline)) {
 #pragma GCC unroll 12
-      for (int m = 0; m < kCount; ++m) {
-        const typename V::Reg factor = V::broadcast(before + r + m);
+                             for (int m = 0; m < kCount; ++m) {
+                               const typename V::Reg factor = V::broadcast(before + r + m);
 #pragma GCC unroll 2
-        for (int n = 0; n < kVectors; ++n) {
-          float* to = sums + (r + m) * stride + c + n * V::kWidth;
-          V::store(to, first ? products[m][n] : V::fma(V::load(to), factor, products[m][n]));
-        }
-      }
-    };
+                               for (int n = 0; n < kVectors; ++n) {
+                                 float* to = sums + (r + m) * stride + c + n * V::kWidth;
+                                 V::store(to, first ? products[m][n] : V::fma(V::load(to), factor, products[m][n]));
+                               }
+                             }
+                           };
     multiply_panels(weights, kScoreStride, rows, values, panel_stride, count, features, store);
   }
 };
@@ -225,8 +225,8 @@ class Attention {
   }
 
   float step(int set, int64_t r, int64_t begin, int64_t seen, int64_t count, AttentionState& state) {
-    const bool has_bias = AttentionBiasRow<V, T>::collect(p, set, here.sample, here.head, here.first_query + r, begin, seen,
-                                                          scratch.bias, scratch.widened);
+    const bool has_bias = AttentionBiasRow<V, T>::collect(p, set, here.sample, here.head, here.first_query + r, begin,
+                                                          seen, scratch.bias, scratch.widened);
     float* scores = scratch.scores + r * kScoreStride;
     return has_bias ? step_softmax<V, true>(scores, seen, count, scratch.bias, p.scale, state)
                     : step_softmax<V, false>(scores, seen, count, nullptr, p.scale, state);
@@ -262,7 +262,8 @@ class Attention {
     const int64_t stride = Products::padded(p.value_features);
     typename V::Reg factors[2];
     for (int set = 0; set < p.set_count; ++set) {
-      const float sum = states[set][r].sum, scale = set == 0 ? 1.0f : p.second_scale[here.sample * p.second_scale_stride];
+      const float sum = states[set][r].sum,
+                  scale = set == 0 ? 1.0f : p.second_scale[here.sample * p.second_scale_stride];
       factors[set] = V::set(sum == 0.0f ? 0.0f : scale / sum);
     }
     T* y = result_of(r);

@@ -66,8 +66,10 @@ def attention(
 
     Keys that form a grid, row by row, can have a decomposed relative position: `row_bias[..., k // columns] +
     column_bias[..., k % columns]` is added to the score of key k
-    ([[arXiv:2112.01526] MViTv2](https://arxiv.org/abs/2112.01526), equation 4). A second set of keys and values, as of an
-    image prompt ([[arXiv:2308.06721] IP-Adapter](https://arxiv.org/abs/2308.06721), equation 5), has a softmax of its own:
+    ([[arXiv:2112.01526] MViTv2](https://arxiv.org/abs/2112.01526), equation 4).
+
+    A second set of keys and values, as of an image prompt
+    ([[arXiv:2308.06721] IP-Adapter](https://arxiv.org/abs/2308.06721), equation 5), has a softmax of its own:
     `second_scale * softmax(scale * query @ second_keyᵀ + second_mask) @ second_value` is added to the result.
 
     A query that may see no key gives zeros. Differentiable in all floating tensors, any number of times; the scores are
@@ -118,10 +120,16 @@ def attention(
         return _OPERATOR(*arguments, *second)
 
 
-def _autocast(tensors: _Tensors) -> _Tensors:
-    dtype = torch.get_autocast_dtype(tensors.query.device.type)
-    cast = [x.to(dtype) if x is not None and x.is_floating_point() else x for x in tensors]
-    return _Tensors(*cast)._replace(second_scale=tensors.second_scale)  # type: ignore[arg-type]
+def _autocast(t: _Tensors) -> _Tensors:
+    dtype = torch.get_autocast_dtype(t.query.device.type)
+
+    def cast(x: Tensor | None) -> Tensor | None:
+        return x if x is None or not x.is_floating_point() else x.to(dtype)
+
+    query, key, value = t.query.to(dtype), t.key.to(dtype), t.value.to(dtype)
+    mask, bias, row_bias, column_bias = cast(t.mask), cast(t.bias), cast(t.row_bias), cast(t.column_bias)
+    second = cast(t.second_key), cast(t.second_value), t.second_scale, cast(t.second_mask)
+    return _Tensors(query, key, value, mask, bias, row_bias, column_bias, *second)
 
 
 def _has_kernel(tensors: _Tensors) -> bool:

@@ -19,7 +19,7 @@ _SCORES = 1 << 20  # at a time: 4 MiB, of the cache
 class _Bias(NamedTuple):
     """What is added to scores: for each key (`summed` None), or for each row (-1) or column (-2) of a grid of keys."""
 
-    index: int  # in _TENSORS
+    place: int  # in _TENSORS
     values: Tensor
     summed: int | None = None
 
@@ -106,7 +106,7 @@ def _differentiate(
         part = slice(start, start + step)
         parts.append(_differentiate_part(query[:, :, part], one, scale, dy[:, :, part], start, index, needs))
     for place in range(len(grads)):
-        found = [part[place] for part in parts if part[place] is not None]
+        found = [gradient for part in parts if (gradient := part[place]) is not None]
         if not found:
             continue
         whole = _join(found, along_queries=place == 0 or _has_queries(one, place))
@@ -114,14 +114,14 @@ def _differentiate(
         grads[place] = whole if before is None else before + whole
 
 
-def _join(parts: Sequence[Any], along_queries: bool) -> Tensor:
+def _join(parts: Sequence[Tensor], along_queries: bool) -> Tensor:
     if len(parts) == 1:
         return parts[0]
-    return torch.cat(list(parts), dim=2) if along_queries else sum(parts[1:], parts[0])
+    return torch.cat(list(parts), dim=2) if along_queries else torch.stack(list(parts)).sum(0)
 
 
 def _has_queries(one: _Set, place: int) -> bool:
-    return any(bias.index == place and bias.values.shape[2] != 1 for bias in one.biases)
+    return any(bias.place == place and bias.values.shape[2] != 1 for bias in one.biases)
 
 
 def _differentiate_part(
@@ -151,8 +151,8 @@ def _differentiate_part(
     if needs[index + 1]:
         grads[index + 1] = weights.transpose(2, 3) @ dy
     for bias in one.biases:
-        if needs[bias.index]:
-            grads[bias.index] = _reduce(to_scores, bias, one.grid)
+        if needs[bias.place]:
+            grads[bias.place] = _reduce(to_scores, bias, one.grid)
     return grads
 
 
@@ -161,7 +161,7 @@ def _add(scores: Tensor, values: Tensor, summed: int | None, grid: tuple[int, in
         return scores.masked_fill(~values, -math.inf)
     if summed is None:
         return scores + values
-    return (scores.unflatten(-1, grid) + values.unsqueeze(summed)).flatten(-2)
+    return (torch.unflatten(scores, -1, grid) + values.unsqueeze(summed)).flatten(-2)
 
 
 def _softmax(scores: Tensor, may_be_empty: bool) -> Tensor:
@@ -175,7 +175,7 @@ def _softmax(scores: Tensor, may_be_empty: bool) -> Tensor:
 def _reduce(to_scores: Tensor, bias: _Bias, grid: tuple[int, int]) -> Tensor:
     """Sum over what was broadcast."""
     if bias.summed is not None:
-        to_scores = to_scores.unflatten(-1, grid).sum(bias.summed)
+        to_scores = torch.unflatten(to_scores, -1, grid).sum(bias.summed)
     samples, heads, queries, last = bias.values.shape
-    to_scores = to_scores.unflatten(0, (-1, samples)).sum(0)
+    to_scores = torch.unflatten(to_scores, 0, (-1, samples)).sum(0)
     return to_scores.sum_to_size(samples, heads, min(queries, to_scores.shape[2]), last)

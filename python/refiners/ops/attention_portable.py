@@ -46,7 +46,7 @@ def portable(
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """Give a view [batch, heads, tokens, features of a head]."""
-    return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(1, 2)
+    return torch.unflatten(x, -1, (num_heads, x.shape[-1] // num_heads)).transpose(1, 2)
 
 
 def in_four_dimensions(bias: Tensor, query: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _attend_on_grid(
     row_bias: Tensor,
     column_bias: Tensor,
 ) -> Tensor:
-    """Fold the biases into the features, exactly: those of a query, times the row and column of a key as unit vectors."""
+    """Fold the biases into the features, exactly: those of a query times unit vectors, for a key's row and column."""
     features, value_features = query.shape[-1], value.shape[-1]
     rows, columns = row_bias.shape[-1], column_bias.shape[-1]
     factor = 1 / math.sqrt(features) if scale is None else scale
