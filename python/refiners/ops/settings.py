@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of enum CpuIsa, csrc/common/cpu_features.h
+<<<<<<< HEAD
 OPERATORS = ("geglu", "group_norm", "linear", "lora_linear")
 _PREFIX = "REFINERS_"
 VARIABLES = (  # all that anything of this project reads: the library, its build, its tests
@@ -18,6 +19,9 @@ VARIABLES = (  # all that anything of this project reads: the library, its build
     "REFINERS_DISABLE_NATIVE",
     "REFINERS_PARITY",
 )
+=======
+OPERATORS = ("attention", "geglu", "group_norm", "linear", "lora_linear")
+>>>>>>> w-attention
 
 
 class Settings(NamedTuple):
