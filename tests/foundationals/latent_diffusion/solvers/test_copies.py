@@ -1,6 +1,7 @@
 """Rebuilding and copying solvers, and one run after another."""
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from refiners.foundationals.latent_diffusion.solvers import (
     DPMSolver,
     Heun,
     LCMSolver,
+    ModelPredictionType,
     NoiseSchedule,
     Solver,
     SolverParams,
@@ -72,6 +74,23 @@ def test_a_copy_goes_on_from_where_it_was_made(make: Callable[..., Solver], copi
     for step in (3, 4):
         y = twin(y, torch.tanh(y), step, generator=generators(step)[0])
     assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("prediction", ModelPredictionType)
+def test_buffers_of_the_caller_may_be_written_again(
+    make: Callable[..., Solver], prediction: ModelPredictionType
+) -> None:
+    params = dataclasses.replace(make(5).params, model_prediction_type=prediction)
+    solver, same = (type(make(5))(5, params=params) for _ in range(2))
+    x, buffer, predicted = latents(), latents(), latents()
+    for step in solver.inference_steps:
+        expected = solver(x, torch.tanh(x), step, generator=generators(step)[0])
+        buffer.copy_(x)
+        predicted.copy_(torch.tanh(x))
+        x = same(buffer, predicted, step, generator=generators(step)[0])
+        buffer.zero_()
+        predicted.zero_()
+        assert torch.equal(x, expected)
 
 
 def test_runs_do_not_depend_on_those_before(make: Callable[..., Solver]) -> None:

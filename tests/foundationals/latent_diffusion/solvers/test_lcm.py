@@ -26,8 +26,8 @@ def test_timesteps_are_some_of_the_original_solver() -> None:
 @pytest.mark.parametrize("prediction", ModelPredictionType)
 @pytest.mark.parametrize("schedule", NoiseSchedule)
 def test_a_step_maps_to_an_image_and_adds_noise(prediction: ModelPredictionType, schedule: NoiseSchedule) -> None:
-    params = SolverParams(model_prediction_type=prediction, noise_schedule=schedule)
-    solver = LCMSolver(4, params=params, dtype=torch.float64)
+    params = SolverParams(model_prediction_type=prediction, noise_schedule=schedule, num_train_timesteps=40)
+    solver = LCMSolver(4, params=params, num_orig_steps=20, dtype=torch.float64)
     x, output = torch.randn(2, 2, 4, 3, 2, dtype=torch.float64)
     for step, timestep in enumerate(solver.timesteps.tolist()):
         time = 10 * timestep

@@ -66,8 +66,6 @@ class Heun(SigmaSolver):
         generator: Generators = None,
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
-        if step == self.first_inference_step:
-            self.reset()
         on_x, on_prediction, on_last = self._factors[step]
         terms = [(on_x, x), (on_prediction, predicted_noise)]
         if self._corrects(step):
