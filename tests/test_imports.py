@@ -41,7 +41,13 @@ OUTSIDE = {"tests", "benchmarks", "examples", "docs", "scripts"}
 FAMILY_EXCEPTIONS = {("latent_diffusion", "clip")}
 LATE = {
     ("refiners.fluxion.layers", "refiners.fluxion.adapters.adapter.Adapter"),  # `fl.Adapter`, when it is asked for
-    ("refiners.foundationals", "refiners.conversion.pretrained.load_pretrained"),  # `from_pretrained`
+    ("refiners.foundationals.latent_diffusion.model", "refiners.conversion.pretrained.load_pretrained"),
+    (
+        "refiners.foundationals.latent_diffusion.lora",
+        "refiners.conversion.lora.attach_lora",
+    ),  # names of other libraries
+    ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.LoraPlan"),
+    ("refiners.foundationals.latent_diffusion.stable_diffusion_xl.lcm_lora", "refiners.conversion.lora.inspect_lora"),
 }
 
 
