@@ -29,6 +29,7 @@ ORDER = [
     "refiners.solutions",
     "refiners.demo",
     "refiners.generate",
+    "refiners.inspect",
     "refiners.doctor",
     "refiners.bench",
     "refiners.cli",

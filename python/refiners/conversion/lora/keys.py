@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal, TypeAlias
 
 Role: TypeAlias = str
@@ -53,6 +54,12 @@ _ENDINGS: list[tuple[str, Role, Style]] = [
 ]
 # The shortest layer is taken, and with it the longest ending.
 _KEY = re.compile(r"(.+?)[._](?:" + "|".join(f"({ending})" for ending, _, _ in _ENDINGS) + ")")
+_COMMON: dict[str, tuple[Role, Style]] = {  # the last two parts of most keys: no need to search
+    ".lora_down.weight": ("down", "kohya"),
+    ".lora_up.weight": ("up", "kohya"),
+    ".lora_A.weight": ("down", "peft"),
+    ".lora_B.weight": ("up", "peft"),
+}
 _EMBEDDING = re.compile(r"(bundle_emb\..+)\.([^.]+)")  # of OneTrainer
 
 
@@ -72,11 +79,9 @@ class Entry:
 
     def add(self, role: Role, key: str, style: Style) -> None:
         """Add a tensor."""
-        number, unique = 1, role
-        while unique in self.keys:
-            number += 1
-            unique = f"{role}_{number}"
-        self.keys[unique] = key
+        if role in self.keys:
+            role = next(each for number in count(2) if (each := f"{role}_{number}") not in self.keys)
+        self.keys[role] = key
         self.styles.add(style)
 
 
@@ -95,6 +100,12 @@ def split_keys(keys: Iterable[str]) -> tuple[list[Entry], list[str]]:
 
 
 def _split(key: str) -> tuple[str, Role, Style] | None:
+    end = key.rfind(".")
+    start = key.rfind(".", 0, end)
+    if start > 0 and (common := _COMMON.get(key[start:])):
+        return key[:start], *common
+    if key.endswith(".alpha") and ".lora" not in key[start:] and "_lora" not in key[start:]:
+        return key[:end], "alpha", "other"
     found = _KEY.fullmatch(key)
     if found is not None:
         _, role, style = _ENDINGS[(found.lastindex or 2) - 2]

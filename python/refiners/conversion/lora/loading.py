@@ -36,6 +36,7 @@ def attach_lora(
     name: str,
     source: Path | str | Mapping[str, Tensor] | TensorSource,
     *,
+    scale: float | Tensor = 1.0,
     scopes: Mapping[Part, Scope] | None = None,
     partial: bool = False,
     by_order: ByOrder | None = None,
@@ -46,6 +47,7 @@ def attach_lora(
         model: The model.
         name: The name of all the updates, which none has yet.
         source: A file, a folder of PEFT, or tensors by their keys.
+        scale: The multiplier of the updates, beside that of the file.
         scopes: Where in each network to attach updates; others are left out.
         partial: Whether to attach what can be attached, and leave the rest.
         by_order: Attaches updates whose names are not known. It is called when all others are attached, and they stay
@@ -60,11 +62,13 @@ def attach_lora(
     """
     if isinstance(source, (str, Path)):
         with Checkpoint(source) as opened:
-            return attach_lora(model, name, opened, scopes=scopes, partial=partial, by_order=by_order)
+            return attach_lora(model, name, opened, scale=scale, scopes=scopes, partial=partial, by_order=by_order)
     tensors = StateDict(source) if isinstance(source, Mapping) else source
-    if by_order is not None and not split_keys(tensors.infos)[0]:
+    split = split_keys(tensors.infos)
+    if by_order is not None and not split[0]:
         loras = _from_order(name, tensors, model)
         if loras:
+            _set_scale(loras.values(), scale)
             by_order(loras)
             updates = (Update(key, {}, "LoRA", status="by order", reason=_BY_ORDER) for key in loras)
             return LoraPlan(tensors.label, tuple(updates), (), frozenset(), {})
@@ -72,18 +76,25 @@ def attach_lora(
     if isinstance(tensors, Checkpoint):
         settings = LoraSettings.of_file(tensors.path, tensors.metadata)
     targets = targets_of(model)
-    plan = plan_lora(tensors, targets.networks, settings, targets.layer_problem)
-    plan = plan.within(lambda update: _is_within(update, targets, scopes or {}))
+    plan = plan_lora(tensors, targets.networks, settings, targets.layer_problem, split)
+    if scopes:
+        plan = plan.within(lambda update: _is_within(update, targets, scopes))
     if by_order is not None and not partial:
         plan = plan.by_order(_BY_ORDER)
     if not partial:
         plan.check()
     made = read_updates(name, plan, tensors, targets)
     unnamed = _read_unnamed(name, plan, tensors, model)
+    _set_scale((*(lora for lora, _ in made), *unnamed.values()), scale)
     attach_loras(made)
     if unnamed and by_order is not None:
         by_order(unnamed)
     return plan
+
+
+def _set_scale(loras: Iterable[Lora[Any]], scale: float | Tensor) -> None:
+    for lora in loras if isinstance(scale, Tensor) or scale != 1 else ():
+        lora.scale = scale
 
 
 _BY_ORDER = "no layer has this name: attached by order and shape"
@@ -136,7 +147,7 @@ def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targe
             place = targets.places[update.part][update.path]
             weight = place.layer.weight
             tensors = read_tensors(update, source, weight.device, weight.dtype)
-            sums += [tensor.sum(dtype=torch.float64) for tensor in tensors.values()]
+            sums += [_sum(tensor) for tensor in tensors.values()]
             made.append((plan.kinds[update.kind].make(name, tensors, place.layer), place))
     _check_finite(sums, plan, updates, source)
     return made
@@ -155,12 +166,16 @@ def read_tensors(update: Update, source: TensorSource, device: Device, dtype: DT
     return tensors
 
 
+def _sum(tensor: Tensor) -> Tensor:
+    """Add numbers up: the sum is finite if they are, but for a few that are too large. Much faster than to look."""
+    return tensor.sum(dtype=torch.float32) if tensor.dtype == torch.float16 else tensor.sum()
+
+
 def _check_finite(sums: Iterable[Tensor], plan: LoraPlan, updates: Iterable[Update], source: TensorSource) -> None:
-    sums = [each for each in sums if not each.is_meta]
+    sums = [each.float() for each in sums if not each.is_meta]
     if not sums or all(torch.isfinite(torch.stack([each.cpu() for each in sums])).tolist()):
         return
     for update in updates:
         for role, key in update.keys.items():
-            if not torch.isfinite(source.read(key)).all():
+            if not torch.isfinite(source.read(key, dtype=torch.float64)).all():
                 raise ValueError(f"{plan.label}: {role} of {update.name} holds numbers that are not finite ({key})")
-    raise ValueError(f"{plan.label}: numbers are too large for the dtype of the model")

@@ -63,7 +63,7 @@ class Known(NamedTuple):
 
     part: Part
     path: str
-    library: Library
+    library: Library | Literal[""]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ since no layer has its name, since its tensors are wrong, or since there is no s
 KINDS: tuple[Kind, ...] = (*RECOGNISED, LowRank())
 _UNFIT = ("unknown", "wrong", "unsupported")
 _SHOWN = 4
-INCOMPLETE = "a multiplier without matrices"
+_NOWHERE = Known("unet", "", "")
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def plan_lora(
     networks: Networks,
     settings: LoraSettings | None = None,
     layer_problem: Callable[[Part, str], str | None] | None = None,
+    split: tuple[list[Entry], list[str]] | None = None,
 ) -> LoraPlan:
     """Find what each tensor of a source is for. Nothing is read but multipliers, each of which is one number.
 
@@ -143,11 +144,12 @@ def plan_lora(
         networks: The networks that the updates are for.
         settings: What is known beside the tensors.
         layer_problem: Says of a network and the path of a layer why it can have no update, if so.
+        split: The keys as `split_keys` gives them, where they are split already.
 
     Raises:
         ValueError: If there is no update of a layer among the tensors.
     """
-    entries, left_over = split_keys(source.infos)
+    entries, left_over = split or split_keys(source.infos)
     if not entries:
         first = ", ".join(list(source.infos)[:3]) or "(none)"
         raise ValueError(
@@ -202,49 +204,63 @@ class _Planner:
     def _update(self, entry: Entry, found: list[Known]) -> Update:
         infos = self._infos(entry)
         kind = next((each for each in KINDS if each.is_told_by(entry.keys)), None)
-        if kind is None:
-            known = found[0] if len(found) == 1 else Known("unet", "", "original")
-            if found and not known.path:
-                return Update(entry.name, entry.keys, "multiplier", known.part, "", known.library, status="left out")
-            return Update(entry.name, entry.keys, "multiplier", status="wrong", reason=INCOMPLETE)
-        title = kind.name(infos)
-        self.kinds[title] = kind
-        update = Update(entry.name, entry.keys, title, rank=kind.rank(infos))
-        if len(found) == 1:
-            update = replace(update, part=found[0].part, path=found[0].path, library=found[0].library)
-        update, problem = self._scaled(update, infos)
-        if len(found) == 1 and not update.path:
-            return replace(update, status="left out", reason=UNUSED)
-        if not isinstance(kind, LowRank):
-            return replace(update, status="unsupported", reason=kind.problem(infos, None) or "")
-        if problem := problem or kind.problem(infos, None):
-            return replace(update, status="wrong", reason=problem)
-        if not found:
-            return replace(update, status="unknown", reason="no layer has this name")
-        if len(found) > 1:
-            several = ", ".join(f"{known.part} {known.path}" for known in found)
-            return replace(update, status="wrong", reason=f"the name may mean several layers: {several}")
-        return self._fitted(update, kind, infos)
+        title = "multiplier" if kind is None else kind.name(infos)
+        rank = None if kind is None else kind.rank(infos)
+        known = found[0] if len(found) == 1 else _NOWHERE
+        alpha, scale, problem = self._scale_of(entry, infos, rank)
+        status: Status = "wrong"
+        if found and not known.path and len(found) == 1:
+            status, problem = "left out", UNUSED
+        elif kind is None:
+            problem = "a multiplier without matrices"
+        elif not isinstance(kind, LowRank):
+            status, problem = "unsupported", kind.problem(infos, None)
+        else:
+            self.kinds[title] = kind
+            problem = problem or self._problem_at(known, kind, infos)
+            if problem is None and not found:
+                status, problem = "unknown", "no layer has this name"
+            elif problem is None and len(found) > 1:
+                several = ", ".join(f"{each.part} {each.path}" for each in found)
+                problem = f"the name may mean several layers: {several}"
+            elif problem is None:
+                status = "fits"
+        return Update(
+            name=entry.name,
+            keys=entry.keys,
+            kind=title,
+            part=known.part if known.library else None,
+            path=known.path,
+            library=known.library,
+            rank=rank,
+            alpha=alpha,
+            scale=scale,
+            status=status,
+            reason=problem or "",
+        )
 
-    def _fitted(self, update: Update, kind: Kind, infos: Mapping[Role, TensorInfo]) -> Update:
-        assert update.part is not None
-        problem = None if self.layer_problem is None else self.layer_problem(update.part, update.path)
-        shape = (self.networks[update.part].shapes or {}).get(update.path)
-        problem = problem or kind.problem(infos, shape)
-        return update if problem is None else replace(update, status="wrong", reason=problem)
+    def _problem_at(self, known: Known, kind: Kind, infos: Mapping[Role, TensorInfo]) -> str | None:
+        if not known.path:
+            return kind.problem(infos, None)
+        if self.layer_problem is not None and (problem := self.layer_problem(known.part, known.path)):
+            return problem
+        return kind.problem(infos, (self.networks[known.part].shapes or {}).get(known.path))
 
-    def _scaled(self, update: Update, infos: Mapping[Role, TensorInfo]) -> tuple[Update, str | None]:
+    def _scale_of(
+        self, entry: Entry, infos: Mapping[Role, TensorInfo], rank: int | None
+    ) -> tuple[float | None, float, str | None]:
+        """Give alpha, what the product of the matrices is multiplied by, and what is wrong with these."""
         numbers: dict[Role, float] = {}
         for role in ("alpha", "scalar"):
             if role in infos and infos[role].shape.numel() == 1:
-                numbers[role] = float(self.source.read(update.keys[role]))
+                numbers[role] = self.source.view(entry.keys[role]).item()
                 if not math.isfinite(numbers[role]):
-                    return update, f"{role} must be finite, got {numbers[role]}"
-        alpha = numbers.get("alpha", self.settings.alpha(update.name))
+                    return None, 1.0, f"{role} must be finite, got {numbers[role]}"
+        alpha = numbers["alpha"] if "alpha" in numbers else self.settings.alpha(entry.name)
         scale = numbers.get("scalar", 1.0)
-        if update.rank and alpha is not None:
-            scale *= alpha / self.settings.divisor(update.name, update.rank)
-        return replace(update, alpha=alpha, scale=scale), None
+        if rank and alpha is not None:
+            scale *= alpha / self.settings.divisor(entry.name, rank)
+        return alpha, scale, None
 
 
 def _size(infos: Mapping[Role, TensorInfo], role: Role, axis: int) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from refiners.conversion.checkpoint import Checkpoint, StateDict, TensorSource
 from refiners.conversion.diffusion import Family
-from refiners.conversion.lora.names import Network
+from refiners.conversion.lora.keys import split_keys
+from refiners.conversion.lora.names import LayerNames, Network
 from refiners.conversion.lora.plan import LoraPlan, Update, plan_lora
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.targets import PUBLISHED, targets_in, targets_of
@@ -156,18 +157,24 @@ def _family_of(unet: Network) -> Family | None:
 
 def _guess(source: TensorSource, settings: LoraSettings) -> tuple[Family | None, LoraPlan]:
     """Compare with the names of the published models; where both have them, sizes tell."""
-    plans = {family: plan_lora(source, networks, settings) for family, networks in PUBLISHED.items()}
-    named = {family: sum(each.part is not None for each in plan.updates) for family, plan in plans.items()}
+    split = split_keys(source.infos)
+    named = {
+        family: sum(bool(names.find(entry.name)) for entry in split[0])
+        for family, names in ((family, LayerNames(networks)) for family, networks in PUBLISHED.items())
+    }
     best = max(named, key=lambda family: named[family])
+    plan = plan_lora(source, PUBLISHED[best], settings, split=split)
     dims = {
         _TEXT_DIMS.get(source.infos[each.keys["down"]].shape[1])
-        for each in plans[best].updates
+        for each in plan.updates
         if _FROM_TEXT.search(each.path) and "down" in each.keys and len(source.infos[each.keys["down"]].shape) > 1
     }
     by_size = dims.pop() if len(dims) == 1 else None
-    if len({count for count in named.values()}) == 1:
-        return (by_size if named[best] else None), plans.get(by_size or best, plans[best])
-    return ("sd2" if best == "sd1" and by_size == "sd2" else best), plans[best]
+    if len(set(named.values())) > 1:
+        return ("sd2" if best == "sd1" and by_size == "sd2" else best), plan
+    if by_size in PUBLISHED and by_size != best:
+        plan = plan_lora(source, PUBLISHED[by_size], settings, split=split)
+    return by_size if named[best] else None, plan
 
 
 def _format(plan: LoraPlan) -> str:

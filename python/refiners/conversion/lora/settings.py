@@ -49,6 +49,8 @@ class LoraSettings:
     def alpha(self, name: str) -> float | None:
         """Give the alpha of a layer by its name in the file, if it is said."""
         config = self._config_of(name)
+        if not config:
+            return None
         value = _by_pattern(config, "alpha_pattern", name, config.get("lora_alpha"))
         return float(value) if isinstance(value, (int, float)) else None
 

@@ -158,17 +158,15 @@ class SDLoraManager:
         def by_order(loras: dict[str, Lora[Any]]) -> None:
             self._attach_by_order(loras, unet, text_encoder)
 
-        scopes = {"unet": unet[:2], "text_encoder": text_encoder}
+        scopes = {part: scope for part, scope in (("unet", unet[:2]), ("text_encoder", text_encoder)) if any(scope)}
         try:
-            plan = attach_lora(self.target, name, source, scopes=scopes, partial=partial, by_order=by_order)
-            found = self.get_loras_by_name(name)
-            for lora in found:
-                lora.scale = scale
+            plan = attach_lora(
+                self.target, name, source, scale=scale, scopes=scopes, partial=partial, by_order=by_order
+            )
         except BaseException:
             self._remove({name})
             raise
-        if found:
-            self._order.append(name)
+        self._order.append(name)
         return plan
 
     def _attach_by_order(

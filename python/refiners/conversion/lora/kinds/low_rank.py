@@ -15,6 +15,7 @@ from refiners.conversion.tensor_info import TensorInfo
 from refiners.fluxion.adapters.lora import Conv2dLora, LinearLora, Lora
 
 _NUMBERS = ("alpha", "scalar")
+_ROLES = ("down", "up", "mid", *_NUMBERS)
 
 
 class LowRank(Kind):
@@ -26,7 +27,8 @@ class LowRank(Kind):
     """
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
-        return "LoCon" if any(_kernel(info.shape) != (1, 1) for info in tensors.values()) else "LoRA"
+        is_large = any(_kernel(info.shape) != (1, 1) for role, info in tensors.items() if role not in _NUMBERS)
+        return "LoCon" if is_large else "LoRA"
 
     def is_told_by(self, roles: Collection[Role]) -> bool:
         return "down" in roles or "up" in roles
@@ -36,16 +38,23 @@ class LowRank(Kind):
         return None if down is None or len(down.shape) == 0 else down.shape[0]
 
     def problem(self, tensors: Mapping[Role, TensorInfo], shape: Size | None) -> str | None:
-        if twice := [role for role in tensors if role not in ("down", "up", "mid", *_NUMBERS)]:
-            return f"given twice: {', '.join(role.partition('_')[0] for role in twice)}"
-        if lacking := [role for role in ("down", "up") if role not in tensors]:
-            return f"the matrix {lacking[0]!r} is missing"
-        if integers := [role for role, info in tensors.items() if not info.dtype.is_floating_point]:
-            return f"{integers[0]} is of {tensors[integers[0]].dtype}, expected floating point"
-        if numbers := [role for role in _NUMBERS if role in tensors and tensors[role].shape.numel() != 1]:
-            return f"{numbers[0]} must be one number, got shape {tuple(tensors[numbers[0]].shape)}"
-        shapes = {role: info.shape for role, info in tensors.items() if role not in _NUMBERS}
-        return _problem_of_shapes(shapes, shape)
+        for role, info in tensors.items():
+            if role not in _ROLES:
+                return f"{role.partition('_')[0]} is given twice"
+            if role in _NUMBERS:
+                if info.shape.numel() != 1:
+                    return f"{role} must be one number, got shape {tuple(info.shape)}"
+            elif not info.dtype.is_floating_point:
+                return f"{role} is of {info.dtype}, expected floating point"
+        for role in ("down", "up"):
+            if role not in tensors:
+                return f"the matrix {role!r} is missing"
+        down, up, mid = tensors["down"].shape, tensors["up"].shape, tensors.get("mid")
+        problem = _problem_of_shapes(down, up, None if mid is None else mid.shape, shape)
+        if problem is None:
+            return None
+        sizes = (f"{role} {tuple(info.shape)}" for role, info in tensors.items() if role not in _NUMBERS)
+        return f"{problem}, got {', '.join(sizes)}"
 
     def make(self, name: str, tensors: Mapping[Role, Tensor], layer: fl.WeightedModule) -> Lora[Any]:
         down, up = tensors["down"], tensors["up"]
@@ -84,26 +93,23 @@ def layer_problem(layer: fl.WeightedModule) -> str | None:
     return None
 
 
-def _problem_of_shapes(shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
-    described = ", ".join(f"{role} {tuple(size)}" for role, size in shapes.items())
-    if any(len(size) not in (2, 4) or size.numel() == 0 for size in shapes.values()):
-        return f"shapes must be those of linear layers or convolutions, got {described}"
-    down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
-    inner = (down[0], up[1]) if mid is None else (down[0], mid[1], mid[0], up[1])
-    if mid is None and len(set(inner)) != 1:
-        return f"down and up must have one rank, got {described}"
-    if mid is not None and (inner[0] != inner[1] or inner[2] != inner[3]):
-        return f"down, mid and up must fit together, got {described}"
-    kernels = {role: _kernel(size) for role, size in shapes.items()}
-    large = [kernel for kernel in kernels.values() if kernel != (1, 1)]
-    if len(large) > 1 or any(a != b for a, b in large):
-        return f"one convolution may be larger than 1×1, and must be square, got {described}"
-    if mid is not None and large and kernels["mid"] == (1, 1):
-        return f"of three convolutions the middle one must be the larger one, got {described}"
+def _problem_of_shapes(down: Size, up: Size, mid: Size | None, shape: Size | None) -> str | None:
+    if any(len(size) not in (2, 4) or 0 in size for size in (down, up, *([] if mid is None else [mid]))):
+        return "shapes must be those of linear layers or convolutions"
+    if mid is None and down[0] != up[1]:
+        return "down and up must have one rank"
+    if mid is not None and (mid[1] != down[0] or mid[0] != up[1]):
+        return "down, mid and up must fit together"
+    kernels = (_kernel(down), _kernel(up)) if mid is None else (_kernel(mid), _kernel(down), _kernel(up))
+    large = [kernel for kernel in kernels if kernel != (1, 1)]
+    if len(large) > 1 or (large and large[0][0] != large[0][1]):
+        return "one convolution may be larger than 1×1, and must be square"
+    if mid is not None and large and kernels[0] == (1, 1):
+        return "of three convolutions the middle one must be the larger one"
     if shape is None:
         return None
-    if (up[0], down[1]) != tuple(shape[:2]) or (large or [(1, 1)])[0] != _kernel(shape):
-        return f"shapes do not fit: the layer's weight is {tuple(shape)}, got {described}"
+    if up[0] != shape[0] or down[1] != shape[1] or (large[0] if large else (1, 1)) != _kernel(shape):
+        return f"shapes do not fit the layer's weight, which is {tuple(shape)}"
     return None
 
 
