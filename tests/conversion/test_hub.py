@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -113,7 +113,7 @@ def test_a_failed_download_leaves_what_was_there(url: str, tmp_path: Path, path:
 
 def test_fewer_bytes_than_announced_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Response:
-        headers = {"content-length": "10"}
+        headers: ClassVar = {"content-length": "10"}
 
         def __enter__(self) -> "Response":
             return self

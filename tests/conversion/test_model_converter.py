@@ -207,6 +207,13 @@ def test_a_failed_comparison_leaves_the_converter_truthy_and_the_stage(x: Tensor
     assert converter.get_mapping() == {"0": "0", "2": "2"}
 
 
+@pytest.mark.parametrize(("threshold", "agree"), [(1e-5, False), (1e3, True)])
+def test_run_compares_with_the_threshold_it_was_given(threshold: float, agree: bool, x: Tensor) -> None:
+    source = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    target = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+    assert ModelConverter(source, target, threshold=threshold, verbose=False).run((x,)) is agree
+
+
 def test_without_output_check_the_conversion_ends_once_weights_are_loaded(x: Tensor) -> None:
     source = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     target = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import refiners.fluxion.layers as fl
 from refiners.ops.library import PACKAGE, NativeLibrary, NativeLibraryWarning, native
 from refiners.ops.library_file import INTERFACE, MAGIC, UnusableLibraryError, read_record, seal
 from refiners.ops.settings import OPERATORS, Settings
@@ -233,3 +234,13 @@ def test_the_choices_follow_the_switches(needs_native):
     native.force_lora_linear_plan("update")
     assert not native.takes_lora_block(torch.float32, cpu)
     native.force_lora_linear_plan(None)
+
+
+def test_layers_can_be_compiled_before_they_are_called(needs_native):
+    native.use_kernels("group_norm", True)  # whatever was known of kernels is asked anew
+    torch._dynamo.reset()
+    norm, x = fl.GroupNorm(8, num_groups=2), torch.randn(1, 8, 3, 3)
+    with torch.no_grad():
+        y = torch.compile(norm, backend="eager", fullgraph=True)(x)
+        assert torch.equal(y, norm(x))
+    torch._dynamo.reset()

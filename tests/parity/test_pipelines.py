@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,15 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sdxl, text to image": ("sdxl", ONE),
     "sdxl, image to image": ("sdxl", {**ONE, "kind": "image", "strength": 0.5}),
 }
-FULL = pytest.param(
-    "full",
-    marks=[
-        pytest.mark.parity,
-        pytest.mark.skipif(
-            not os.environ.get("REFINERS_PARITY"), reason="set REFINERS_PARITY=1: takes minutes and 20 GiB"
-        ),
-    ],
-)
+FULL = pytest.param("full", marks=pytest.mark.parity)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 from refiners.conversion import models
 from refiners.conversion.utils import Conversion, Hub
@@ -21,7 +22,7 @@ def all_weights() -> dict[str, Conversion | Hub]:
     return {
         f"{module}.{name}": value
         for module in models.__all__
-        for name, value in vars(getattr(models, module)).items()
+        for name, value in cast("dict[str, object]", vars(getattr(models, module))).items()
         if isinstance(value, (Conversion, Hub))
     }
 

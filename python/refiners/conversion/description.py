@@ -33,6 +33,7 @@ class ComponentDescription:
         layout: Its structure: a `UNetLayout`, `AutoencoderLayout`, `CLIPLayout`, ...
         missing: The keys that a model of this structure should have.
         unknown: The keys at the same place that belong to no layer of it.
+        unfit: The keys whose tensors cannot be those of the layer, and what they are.
     """
 
     component: Component
@@ -42,23 +43,24 @@ class ComponentDescription:
     layout: Any
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
+    unfit: tuple[str, ...]
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing and nothing unknown: it can be loaded."""
-        return not self.missing and not self.unknown
+        """Whether nothing is missing, unknown or unfit: it can be loaded."""
+        return not self.missing and not self.unknown and not self.unfit
 
     @classmethod
     def of(cls, found: Found) -> ComponentDescription:
         """Describe what was found."""
-        missing, unknown = tuple(found.missing), tuple(found.unknown)
-        return cls(found.component, str(found.format), found.dtype, found.parameters, found.layout, missing, unknown)
+        lists = (tuple(each) for each in (found.missing, found.unknown, found.unfit))
+        return cls(found.component, str(found.format), found.dtype, found.parameters, found.layout, *lists)
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         line = f"{self.component}: {self.format}, {self.parameters / 1e6:.1f} M parameters in {dtype}"
         if not self.is_whole:
-            line += f", {len(self.missing)} tensors missing, {len(self.unknown)} unknown"
+            line += f", {len(self.missing)} tensors missing, {len(self.unknown)} unknown, {len(self.unfit)} unfit"
         return line
 
 
@@ -111,7 +113,8 @@ class Description:
             lines[0] += f"{inpainting}, predicts {self.config.prediction_type or 'what is not said'}"
         lines += [f"  {component}" for component in self.components]
         if self.unknown:
-            lines.append(f"  {len(self.unknown)} unknown keys: {', '.join(self.unknown[:3])}, ...")
+            rest = ["..."] if len(self.unknown) > 3 else []
+            lines.append(f"  {len(self.unknown)} unknown keys: {', '.join([*self.unknown[:3], *rest])}")
         return "\n".join(lines)
 
 
@@ -134,6 +137,7 @@ def describe(path: Path | str, variant: str | None = None) -> Description:
         family = family_of(by_component)
         used = {recipe.key for each in found for recipe in each.recipes.values()}
         used |= {key for each in found for key in each.unknown}
+        used |= {line.partition(": ")[0] for each in found for line in each.unfit}
         keys = [key for source in opened.sources for key in source.infos]
         return Description(
             path=opened.path,

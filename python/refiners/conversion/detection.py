@@ -11,7 +11,7 @@ from torch import Size, Tensor, device as Device, dtype as DType
 
 from refiners.conversion.checkpoint import TensorSource
 from refiners.conversion.formats import COMPONENTS, Component, Format, formats_of, our_format
-from refiners.conversion.matching import Match, TensorRecipe, our_shape
+from refiners.conversion.matching import Match, TensorRecipe, our_shape, recipe_for
 from refiners.conversion.naming.names import Shapes
 from refiners.conversion.tensor_info import TensorInfo
 
@@ -27,6 +27,7 @@ class Found:
         recipes: How each of our tensors is made, by our key.
         missing: The keys that a model of this structure should have.
         unknown: The keys below the same prefix that belong to no layer of it.
+        unfit: The keys whose tensors cannot be those of the layer, and what they are.
     """
 
     source: TensorSource = field(repr=False)
@@ -35,6 +36,7 @@ class Found:
     recipes: dict[str, TensorRecipe] = field(repr=False)
     missing: list[str]
     unknown: list[str]
+    unfit: list[str]
 
     @property
     def component(self) -> Component:
@@ -65,9 +67,9 @@ class Found:
         return sum(recipe.shape.numel() for recipe in self.recipes.values())
 
     def check(self) -> None:
-        """Raise `ValueError` if a tensor is missing or there are unknown ones, and list them."""
-        if self.missing or self.unknown:
-            problems = Match(self.format, missing=self.missing, left_over=self.unknown).describe()
+        """Raise `ValueError` if a tensor is missing or unfit, or there are unknown ones, and list them."""
+        if self.missing or self.unknown or self.unfit:
+            problems = Match(self.format, {}, self.missing, self.unknown, self.unfit).describe()
             raise ValueError(f"{self.source.label} holds no whole {self.component} ({self.format}):\n{problems}")
 
     def state_dict(self, device: Device | str = "cpu", dtype: DType | None = None) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ def find_components(source: TensorSource) -> list[Found]:
 
 
 def _badness(found: Found) -> int:
-    return len(found.missing) + len(found.unknown)
+    return len(found.missing) + len(found.unknown) + len(found.unfit)
 
 
 def find_component(source: TensorSource, component: Component | None = None) -> Found:
@@ -132,6 +134,7 @@ def _found(source: TensorSource, fmt: Format, shapes: Shapes) -> Found | None:
         return None
     recipes: dict[str, TensorRecipe] = {}
     missing: list[str] = []
+    unfit: list[str] = []
     used: set[str] = set()
     for ours, theirs in zip(our_format(fmt.component).names(layout), fmt.names(layout), strict=True):
         for kind in ("weight", "bias"):
@@ -141,22 +144,29 @@ def _found(source: TensorSource, fmt: Format, shapes: Shapes) -> Found | None:
                 if kind == "weight":
                     missing.append(fmt.prefix + key)
                 continue
-            shape = our_shape(ours.layer, kind, theirs, below[key])
-            rows = None
-            if theirs.part is not None:
-                rows = (theirs.part * shape[0], (theirs.part + 1) * shape[0])
-            recipes[ours.key(kind)] = TensorRecipe(fmt.prefix + key, shape, rows, theirs.transposed)
+            info = source.infos[fmt.prefix + key]
+            recipe = recipe_for(theirs, fmt.prefix + key, info, our_shape(ours.layer, kind, theirs, info.shape))
+            if recipe is None or not info.dtype.is_floating_point:
+                unfit.append(f"{fmt.prefix}{key}: got {tuple(info.shape)} in {info.dtype}")
+            else:
+                recipes[ours.key(kind)] = recipe
     missing += [fmt.prefix + key for key in _missing_biases(fmt, layout, below)]
     unknown = [fmt.prefix + key for key in below if key not in used and not fmt.is_extra(key, layout)]
-    return Found(source, fmt, layout, recipes, list(dict.fromkeys(missing)), unknown)
+    return Found(source, fmt, layout, recipes, list(dict.fromkeys(missing)), unknown, unfit)
 
 
 def _missing_biases(fmt: Format, layout: Any, shapes: Shapes) -> list[str]:
-    """List the biases that are not there although layers in the same place of other blocks have one."""
-    have: dict[str, list[bool]] = {}
-    keys: dict[str, list[str]] = {}
+    """List the biases that are not there although the layer's class, or that of its peers in other blocks, has one."""
+    required: dict[str, bool] = {}
+    absent: dict[str, list[str]] = {}
     for ours, theirs in zip(our_format(fmt.component).names(layout), fmt.names(layout), strict=True):
         place = re.sub(r"\d+", "#", ours.layer)
-        have.setdefault(place, []).append(theirs.key("bias") in shapes)
-        keys.setdefault(place, []).append(theirs.key("bias"))
-    return [key for place in keys for key, found in zip(keys[place], have[place]) if any(have[place]) and not found]
+        found = theirs.key("bias") in shapes
+        required[place] = required.get(place, False) or found or _HAS_BIAS.search(ours.layer) is not None
+        absent.setdefault(place, []).extend([] if found else [theirs.key("bias")])
+    return [key for place in absent if required[place] for key in absent[place]]
+
+
+_HAS_BIAS = re.compile(
+    r"((GroupNorm|LayerNorm|(?<!PatchEncoder\.)Conv2d)(_\d+)?|\.(SelfAttention(2d)?|Attention)\.Linear)$"
+)

@@ -21,7 +21,6 @@ from refiners.conversion.naming.autoencoder import (
 from refiners.conversion.naming.clip import (
     BareTransformersText,
     CLIPNames,
-    DoubleTextLayout,
     DoubleTextNames,
     OpenCLIPImage,
     OpenCLIPText,
@@ -243,15 +242,3 @@ def formats_of(component: Component) -> tuple[Format, ...]:
 def our_format(component: Component) -> Format:
     """Return the format in which our models save themselves."""
     return formats_of(component)[0]
-
-
-__all__ = [
-    "COMPONENTS",
-    "Component",
-    "DoubleTextLayout",
-    "Format",
-    "Library",
-    "UNetLayout",
-    "formats_of",
-    "our_format",
-]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Size, device as Device, dtype as DType, nn
+from torch import Size, device as Device, dtype as DType
 
 from refiners.conversion.detection import Found
 from refiners.conversion.diffusion import DiffusionCheckpoint, SchedulerConfig, open_diffusion_checkpoint
@@ -19,7 +19,6 @@ from refiners.foundationals.clip.text_encoder import (
     CLIPTextEncoderL,
     CLIPTextEncoderSizes,
 )
-from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, ModelPredictionType, Solver, SolverParams
 from refiners.foundationals.latent_diffusion.stable_diffusion_1 import (
@@ -36,8 +35,7 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl import (
 )
 
 M = TypeVar("M", bound=LatentDiffusionModel)
-T = TypeVar("T", bound=nn.Module)
-Config = Mapping[str, Any]
+Configs = Mapping[str, Mapping[str, Any]]  # those of the subfolders
 
 _PREDICTIONS = {
     "epsilon": ModelPredictionType.NOISE,
@@ -82,21 +80,21 @@ def load_pretrained(
             raise ValueError(
                 f"{path} has a U-Net, but lacks what a {found.__name__} needs besides: {', '.join(missing)}"
             )
-        make_unet, make_autoencoder, make_text_encoder = (
-            (_xl_unet, SDXLAutoencoder, _double_text_encoder)
+        make: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] = (
+            (_xl_unet, _xl_autoencoder, _double_text_encoder)
             if found is StableDiffusion_XL
-            else (_sd1_unet, SD1Autoencoder, _text_encoder)
+            else (_sd1_unet, _sd1_autoencoder, _text_encoder)
         )
         configs = checkpoint.config.raw
         lda, text_encoder = cast(Found, checkpoint.lda), cast(Found, checkpoint.clip_text_encoder)
 
-        def load(module: T, weights: Found) -> T:
-            return load_into(module, weights, device=device, dtype=dtype)
+        def load(make: Callable[..., Any], weights: Found) -> Any:
+            return load_into(make(weights, configs), weights, device=device, dtype=dtype)
 
         model = found(
-            unet=load(make_unet(checkpoint.unet, configs.get("unet", {})), checkpoint.unet),
-            lda=load(_autoencoder(make_autoencoder, lda, configs.get("vae", {})), lda),
-            clip_text_encoder=load(make_text_encoder(text_encoder, configs), text_encoder),
+            unet=load(make[0], checkpoint.unet),
+            lda=load(make[1], lda),
+            clip_text_encoder=load(make[2], text_encoder),
             solver=_solver(found, checkpoint) if solver is None else solver,
             device=device,
             dtype=dtype,
@@ -123,8 +121,8 @@ def _kind_of(checkpoint: DiffusionCheckpoint) -> type[StableDiffusion_1 | Stable
 # folder, and otherwise as published.
 
 
-def _sd1_unet(found: Found, config: Config) -> SD1UNet:
-    layout, shapes = cast(UNetLayout, found.layout), found.shapes
+def _sd1_unet(found: Found, configs: Configs) -> SD1UNet:
+    layout, shapes, config = cast(UNetLayout, found.layout), found.shapes, configs.get("unet", {})
     return SD1UNet(
         shapes["DownBlocks.Chain_1.Conv2d.weight"][1],
         channels=layout.channels,
@@ -135,8 +133,8 @@ def _sd1_unet(found: Found, config: Config) -> SD1UNet:
     )
 
 
-def _xl_unet(found: Found, config: Config) -> SDXLUNet:
-    layout, shapes = cast(UNetLayout, found.layout), found.shapes
+def _xl_unet(found: Found, configs: Configs) -> SDXLUNet:
+    layout, shapes, config = cast(UNetLayout, found.layout), found.shapes, configs.get("unet", {})
     time_ids_dim = config.get("addition_time_embed_dim", 256)
     heads = config.get("attention_head_dim")
     return SDXLUNet(
@@ -157,38 +155,41 @@ def _text_dim(shapes: Mapping[str, Size]) -> int:
     return next(shape[1] for key, shape in shapes.items() if key.endswith(suffix))
 
 
-def _autoencoder(make: type[LatentDiffusionAutoencoder], found: Found, config: Config) -> LatentDiffusionAutoencoder:
-    return make(
-        channels=found.layout.channels,
-        num_groups=config.get("norm_num_groups", 32),
-        device="meta",
-    )
+def _sd1_autoencoder(found: Found, configs: Configs) -> SD1Autoencoder:
+    return SD1Autoencoder(found.layout.channels, num_groups=_groups(configs), device="meta")
 
 
-def _text_encoder(found: Found, configs: Mapping[str, Config]) -> CLIPTextEncoder:
+def _xl_autoencoder(found: Found, configs: Configs) -> SDXLAutoencoder:
+    return SDXLAutoencoder(found.layout.channels, num_groups=_groups(configs), device="meta")
+
+
+def _groups(configs: Configs) -> int:
+    return configs.get("vae", {}).get("norm_num_groups", 32)
+
+
+def _text_encoder(found: Found, configs: Configs) -> CLIPTextEncoder:
     return CLIPTextEncoderL(device="meta", **_text_sizes(found.shapes, "", configs.get("text_encoder", {})))
 
 
-def _double_text_encoder(found: Found, configs: Mapping[str, Config]) -> DoubleTextEncoder:
-    prefixes = ("Parallel.CLIPTextEncoderL.", "Parallel.TextEncoderWithPooling.CLIPTextEncoderG.")
-    sizes = [
-        _text_sizes(found.shapes, prefix, configs.get(name, {}))
-        for prefix, name in zip(prefixes, ("text_encoder", "text_encoder_2"))
-    ]
-    for each in sizes:
-        each["num_layers"] += 1  # the last layer of the first is not used, that of the second is elsewhere
-    first, second = CLIPTextEncoderL(device="meta", **sizes[0]), CLIPTextEncoderG(device="meta", **sizes[1])
-    return DoubleTextEncoder(first, second, device="meta")
+def _double_text_encoder(found: Found, configs: Configs) -> DoubleTextEncoder:
+    # The last layer of the first is not used, that of the second is elsewhere.
+    first = _text_sizes(found.shapes, "Parallel.CLIPTextEncoderL.", configs.get("text_encoder", {}), more_layers=1)
+    below = "Parallel.TextEncoderWithPooling.CLIPTextEncoderG."
+    second = _text_sizes(found.shapes, below, configs.get("text_encoder_2", {}), more_layers=1)
+    encoders = CLIPTextEncoderL(device="meta", **first), CLIPTextEncoderG(device="meta", **second)
+    return DoubleTextEncoder(*encoders, device="meta")
 
 
-def _text_sizes(shapes: Mapping[str, Size], prefix: str, config: Config) -> CLIPTextEncoderSizes:
+def _text_sizes(
+    shapes: Mapping[str, Size], prefix: str, config: Mapping[str, Any], more_layers: int = 0
+) -> CLIPTextEncoderSizes:
     below = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
     vocabulary_size, dim = below["Sum.TokenEncoder.weight"]
     sizes: CLIPTextEncoderSizes = {
         "embedding_dim": dim,
         "max_sequence_length": below["Sum.PositionalEncoder.Embedding.weight"][0],
         "vocabulary_size": vocabulary_size,
-        "num_layers": sum(key.endswith("Residual_1.LayerNorm.weight") for key in below),
+        "num_layers": sum(key.endswith("Residual_1.LayerNorm.weight") for key in below) + more_layers,
         "num_attention_heads": config.get("num_attention_heads", max(1, dim // 64)),
         "feedforward_dim": below["TransformerLayer_1.Residual_2.FeedForward.Linear_1.weight"][0],
     }

@@ -19,7 +19,7 @@ from torch import Size, Tensor, device as Device, dtype as DType
 from refiners.conversion.tensor_info import TensorInfo
 
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
-_CHUNK = 1 << 24  # bytes that are cast at a time
+_CHUNK = 1 << 22  # bytes that are cast at a time: they stay in the caches
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -67,6 +67,7 @@ class SafetensorsFile:
             self._file.close()
             raise
         self._map: mmap.mmap | None = None
+        self._buffer: Tensor | None = None  # one for all casts: many would leave holes between the tensors
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(self._file.read(8), "little")
@@ -97,7 +98,7 @@ class SafetensorsFile:
     def close(self) -> None:
         """Close the file. Tensors that were read stay; views end with the last tensor that uses them."""
         self._file.close()
-        self._map = None
+        self._map = self._buffer = None
 
     def place(self, key: str) -> int:
         """Return where the bytes of a tensor begin: in this order a file is read fastest."""
@@ -116,7 +117,9 @@ class SafetensorsFile:
             return tensor.to(device).to(dtype)  # what is copied is what the file holds; the device casts it
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
         flat, step = tensor.view(-1), _CHUNK // info.dtype.itemsize
-        buffer = torch.empty(min(step, flat.numel()), dtype=info.dtype, device="cpu")
+        if self._buffer is None:
+            self._buffer = torch.empty(_CHUNK, dtype=torch.uint8, device="cpu")
+        buffer = self._buffer.view(info.dtype)
         for begin in range(0, flat.numel(), step):
             part = buffer[: flat.numel() - begin]
             self._fill(part, place + begin * info.dtype.itemsize, key)

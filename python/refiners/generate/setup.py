@@ -30,10 +30,7 @@ def load_model(options: Options) -> LatentDiffusionModel:
     dtype = str_to_dtype(options.dtype or ("float32" if device.type == "cpu" else "float16"))
     try:
         model: LatentDiffusionModel = load_pretrained(
-            LatentDiffusionModel,  # pyright: ignore[reportAbstractUsage]
-            options.checkpoint,
-            device=device,
-            dtype=dtype,
+            LatentDiffusionModel, options.checkpoint, device=device, dtype=dtype
         )
         if options.solver is not None:
             model.solver = make_solver(options.solver, model.solver).to(device=device, dtype=dtype)

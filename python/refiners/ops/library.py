@@ -14,7 +14,7 @@ from refiners.ops.settings import ISAS, OPERATORS, Settings, read_settings
 
 LIBRARY = torch.library.Library("refiners", "DEF")
 PLANS = ("portable", "update", "library", "block")  # in the order of enum LoraLinearPlan, lora_linear_config.h
-CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CUDA_DTYPES = CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PACKAGE = Path(__file__).parent.parent
 _ADVICE = "Everything works through torch, slower; to build it: pip install . (see CONTRIBUTING.md)."
 
@@ -68,6 +68,7 @@ class NativeLibrary:
         check_record(self.record)
         torch.ops.load_library(self.path)
         self._functions = _bind(ctypes.CDLL(str(self.path)))
+        self._refresh_choices()
         for name in self.settings.disabled:
             self.use_kernels(name, False)
         index: int = self._functions.refiners_best_cpu_isa()
@@ -91,7 +92,7 @@ class NativeLibrary:
             return isa == "portable"
         if self._functions.refiners_use_cpu_isa(ISAS.index(isa)):
             return False
-        self._forget_choices()
+        self._refresh_choices()
         self.isa, self.isa_reason = isa, "chosen by the program"
         return True
 
@@ -99,7 +100,7 @@ class NativeLibrary:
         """Switch the kernels of an operator on or off."""
         if self._functions is not None:
             self._functions.refiners_use_kernels(operator.encode(), int(enabled))
-        self._forget_choices()
+        self._refresh_choices()
 
     def why_no_cuda_kernels(self, operator: str, dtype: torch.dtype, device: int = 0) -> str | None:
         """Give the reason why the kernels of an operator do not run on a CUDA device; None where they do."""
@@ -132,10 +133,15 @@ class NativeLibrary:
         """
         if self._functions is not None:
             self._functions.refiners_force_lora_linear_plan(-1 if plan is None else PLANS.index(plan))
-        self._forget_choices()
+        self._refresh_choices()
 
-    def _forget_choices(self) -> None:
-        self._has_kernel.clear()
+    def _refresh_choices(self) -> None:
+        # Asked anew at once: where a call is traced for `torch.compile`, the library cannot be asked.
+        self._has_kernel = {
+            (operator, dtype): self.explain(operator, str(dtype).removeprefix("torch."))[0] == "kernel"
+            for operator in set(OPERATORS) - {"lora_linear"}
+            for dtype in CPU_DTYPES
+        }
         self._takes_block.clear()
 
     def explain(self, operator: str, dtype: str) -> tuple[str, str]:
@@ -152,11 +158,7 @@ class NativeLibrary:
 
     def has_kernel(self, operator: str, dtype: torch.dtype) -> bool:
         """Whether an operator has a kernel for a dtype on the CPU, and uses it."""
-        known = self._has_kernel.get((operator, dtype))
-        if known is None:
-            known = self.explain(operator, str(dtype).removeprefix("torch."))[0] == "kernel"
-            self._has_kernel[operator, dtype] = known
-        return known
+        return self._has_kernel.get((operator, dtype), False)
 
     def takes_lora_block(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether `lora_linear` uses a block on a device."""

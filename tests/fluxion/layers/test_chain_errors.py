@@ -114,7 +114,7 @@ def test_the_tree_in_a_message_is_cut_in_depth_and_length() -> None:
     assert drawing[4] == "    │       └── (CHAIN) ..." and "Sigmoid" not in message
 
 
-def test_a_message_begins_with_the_type_the_frames_that_are_not_machinery_and_the_text_without_blank_lines() -> None:
+def test_a_message_begins_with_the_type_then_frames_without_machinery_and_text_without_blank_lines() -> None:
     class Trouble(Exception):
         pass
 
@@ -251,3 +251,24 @@ def test_return_exceptions_carry_their_value() -> None:
     with pytest.raises(ReturnException) as caught:
         fl.Return()(3)
     assert caught.value.value == 3
+
+
+class Hinting(fl.Chain):
+    def _hint(self, *args: Any) -> str:
+        return f"the child got {args}" if args != (0,) else ""
+
+
+class FailingHint(fl.Chain):
+    def _hint(self, *args: Any) -> str:
+        raise KeyError("hint")
+
+
+def test_a_chain_may_say_what_the_cause_may_be() -> None:
+    message = message_of(fl.Chain(Hinting(fl.Lambda(lambda x: x + 1), fl.Lambda(fail))), 2)
+    assert message.count("the child got (3,)") == 1
+    assert "the child got" not in message_of(Hinting(fl.Lambda(fail)), 0)
+
+
+def test_a_hint_that_fails_hides_nothing() -> None:
+    message = message_of(FailingHint(fl.Lambda(fail)), 1)
+    assert "out of luck" in message and "<KeyError in the hint of FailingHint>" in message

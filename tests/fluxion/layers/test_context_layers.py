@@ -49,6 +49,34 @@ def test_use_context_of_an_unknown_name_is_an_error() -> None:
         use()
 
 
+class NetWithSetters(Net):
+    set_value = "no method"
+
+    def set_none(self, value: object) -> None:
+        self.set_context("foo", {"none": value})
+
+    def set_bar(self, value: object) -> None:
+        self.set_context("unknown", {"bar": value})
+
+
+@pytest.mark.parametrize(
+    ("context", "key", "message"),
+    [
+        ("foo", "none", "context entry foo.none is unset. Call NetWithSetters.set_none first."),
+        ("empty", "bar", "context empty is unset. Call NetWithSetters.set_bar first."),
+        ("unknown", "bar", "Context unknown not found. Call NetWithSetters.set_bar first."),
+        ("foo", "missing", "context entry foo.missing is unset"),
+        ("foo", "value", "context entry foo.value is unset"),
+    ],
+)
+def test_the_method_that_sets_an_entry_is_named_where_there_is_one(context: str, key: str, message: str) -> None:
+    use = fl.UseContext(context, key)
+    NetWithSetters(fl.Chain(use))
+    with pytest.raises(AssertionError) as caught:
+        use()
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("value", [0, False, 0.0, "", (), []])
 def test_falsy_entries_are_values(value: object) -> None:
     use = fl.UseContext("foo", "bar")

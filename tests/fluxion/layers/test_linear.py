@@ -54,15 +54,17 @@ def test_linear_draws_what_torch_draws() -> None:
         lambda: fl.Conv2d(2, 2, 1, device="meta"),
         lambda: fl.ConvTranspose2d(2, 2, 1, device="meta"),
         lambda: fl.Embedding(2, 2, device="meta"),
+        lambda: fl.GroupNorm(2, 2, device="meta"),
+        lambda: fl.LayerNorm(2, device="meta"),
     ],
-    ids=["linear", "conv", "transposed", "embedding"],
+    ids=["linear", "conv", "transposed", "embedding", "group norm", "layer norm"],
 )
 def test_nothing_is_drawn_on_the_meta_device(build: type[fl.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an initialization ran")
 
     before = torch.get_rng_state()
-    for name in ("kaiming_uniform_", "uniform_", "normal_"):
+    for name in ("kaiming_uniform_", "uniform_", "normal_", "ones_", "zeros_"):
         monkeypatch.setattr(nn.init, name, refuse)
     assert all(parameter.is_meta for parameter in build().parameters())
     assert torch.equal(torch.get_rng_state(), before)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.layers.tree import ModuleTree
@@ -160,3 +161,23 @@ def error() -> Callable[[Tensor, Tensor], float]:
         return ((y - expected).double().norm() / expected.double().norm()).item()
 
     return relative_error
+
+
+class Copies(TorchDispatchMode):
+    """Collect the operations that copy an image or a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        copies = any(word in str(func) for word in ("clone", "copy", "contiguous"))
+        if copies and args[0].is_floating_point() and args[0].ndim > 2:
+            self.found.append(f"{func} {tuple(args[0].shape)}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def copies() -> Copies:
+    """A context that collects, as `found`, the copies that are made within."""
+    return Copies()

@@ -44,6 +44,11 @@ class LayerNorm(_LayerNorm, WeightedModule):
     ) -> None:
         super().__init__(normalized_shape, eps=eps, elementwise_affine=True, device=device, dtype=dtype)
 
+    def reset_parameters(self) -> None:
+        """Set the initial weights, unless they are on the meta device, where there is nothing to set."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
 
 class GroupNorm(_GroupNorm, WeightedModule):
     """Group normalization with weight and bias, as `torch.nn.GroupNorm`; mind the order of the arguments.
@@ -76,6 +81,11 @@ class GroupNorm(_GroupNorm, WeightedModule):
     ) -> None:
         super().__init__(num_groups, channels, eps=eps, affine=True, device=device, dtype=dtype)
         self.channels = channels
+
+    def reset_parameters(self) -> None:
+        """Set the initial weights, unless they are on the meta device, where there is nothing to set."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, input: Float[Tensor, "batch channels *pixels"]) -> Float[Tensor, "batch channels *pixels"]:
         return group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)

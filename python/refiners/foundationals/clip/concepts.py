@@ -88,7 +88,7 @@ class EmbeddingExtender(fl.Chain, Adapter[TokenEncoder]):
         rows = self.new_weight.detach()
         if embedding.shape != rows.shape[1:]:
             raise AssertionError(f"embedding must have shape {tuple(rows.shape[1:])}, got {tuple(embedding.shape)}")
-        row = embedding.detach().to(device=rows.device, dtype=rows.dtype)
+        row = embedding.to(device=rows.device, dtype=rows.dtype)
         self.new_weight = Parameter(torch.cat([rows, row.unsqueeze(0)]), self.new_weight.requires_grad)
 
     def inject(self, parent: fl.Chain | None = None) -> Self:

@@ -26,6 +26,11 @@ class CLIPTextEncoderSizes(TypedDict, total=False):
     use_quick_gelu: bool
 
 
+def _changed(published: CLIPTextEncoderSizes, sizes: CLIPTextEncoderSizes) -> CLIPTextEncoderSizes:
+    published.update(sizes)
+    return published
+
+
 class TokenEncoder(fl.Embedding):
     """Learned embeddings of tokens.
 
@@ -218,7 +223,7 @@ class CLIPTextEncoderL(CLIPTextEncoder):
             "feedforward_dim": 3072,
             "use_quick_gelu": True,
         }
-        super().__init__(**{**published, **sizes}, device=device, dtype=dtype)
+        super().__init__(**_changed(published, sizes), device=device, dtype=dtype)
 
 
 class CLIPTextEncoderH(CLIPTextEncoder):
@@ -241,7 +246,7 @@ class CLIPTextEncoderH(CLIPTextEncoder):
             "num_attention_heads": 16,
             "feedforward_dim": 4096,
         }
-        super().__init__(**{**published, **sizes}, device=device, dtype=dtype)
+        super().__init__(**_changed(published, sizes), device=device, dtype=dtype)
 
 
 class CLIPTextEncoderG(CLIPTextEncoder):
@@ -265,4 +270,4 @@ class CLIPTextEncoderG(CLIPTextEncoder):
             "feedforward_dim": 5120,
         }
         tokenizer = CLIPTokenizer(sequence_length=sizes.get("max_sequence_length", 77), pad_token_id=0)
-        super().__init__(**{**published, **sizes}, tokenizer=tokenizer, device=device, dtype=dtype)
+        super().__init__(**_changed(published, sizes), tokenizer=tokenizer, device=device, dtype=dtype)

@@ -38,7 +38,9 @@ class FixedGroupNorm(fl.Chain, Adapter[fl.GroupNorm]):
         with self.setup_adapter(target):
             super().__init__(target)
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
         scale, shift = self._folded or self._record(x)
         if scale.shape[0] not in (1, x.shape[0]):
             raise ValueError(f"statistics were recorded for a batch of {scale.shape[0]}, got {tuple(x.shape)}")

@@ -67,11 +67,11 @@ class RangeEncoder(fl.Chain):
             fl.Linear(embedding_dim, embedding_dim, device=device, dtype=dtype),
         )
 
-    def forward(self, x: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1 embedding_dim"]:
+    def forward(self, *args: Any) -> Float[Tensor, "*batch 1 embedding_dim"]:
         layers = tuple(self)
-        if len(layers) != 5 or any(is_watched(layer) for layer in (*layers[:2], layers[3])):
-            return super().forward(x)
-        return self._reused.rows(super().forward, x, (layers[2], layers[4]))
+        if len(args) != 1 or len(layers) != 5 or any(is_watched(layer) for layer in (*layers[:2], layers[3])):
+            return super().forward(*args)
+        return self._reused.rows(super().forward, args[0], (layers[2], layers[4]))
 
     def compute_sinusoidal_embedding(self, x: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1 embedding_dim"]:
         """Embed numbers in the first layer's dimension."""

@@ -98,7 +98,8 @@ def _table_of(x: Tensor) -> tuple[Tensor, int | slice | None]:
     table = x._base
     if table is None or table.ndim == 0 or table.dtype != x.dtype:
         return x, None
-    start, rest = divmod(x.storage_offset() - table.storage_offset(), table.stride(0) or 1)
+    offset, row = int(x.storage_offset()) - int(table.storage_offset()), table.stride(0) or 1
+    start, rest = offset // row, offset % row
     if rest or not 0 <= start < table.shape[0]:
         return x, None
     if x.shape == table.shape[1:] and x.stride() == table.stride()[1:]:

@@ -51,9 +51,9 @@ class TiledAutoencoder(fl.Chain, ABC):
     ) -> Generator[None, None, None]:
         """Within the context, `tiled_image_to_latents` and `tiled_latents_to_image` take the memory of a few tiles.
 
-        That tiles fit together, all are normalized as if they were the whole image: by statistics that are recorded when
-        the context is entered, from a version of the image that has the size of a tile. Until the context is left, the
-        other methods use these statistics too, on the whole image.
+        That they fit together, all tiles are normalized as the whole image would be: by statistics that are recorded
+        when the context is entered, from a version of the image that has the size of a tile. Until the context is left,
+        the other methods use these statistics too, on the whole image.
 
         Args:
             image: The image to be encoded, or what the decoded image will be like, of mode RGB.

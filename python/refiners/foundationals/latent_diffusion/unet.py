@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.context import Contexts
+from refiners.fluxion.context import Context, Contexts
 from refiners.foundationals.latent_diffusion.range_adapter import RangeAdapter2d
 
 Attention = Callable[[int], list[fl.Module]]
@@ -144,7 +144,7 @@ def make_down_blocks(
     device: Device | str | None,
     dtype: DType | None,
 ) -> Iterator[fl.Chain]:
-    """Yield the blocks of the way down: a convolution, then two blocks a resolution, and between these a `Downsample`."""
+    """Yield the blocks of the way down: a convolution, then two blocks a resolution, and `Downsample` between these."""
     current = channels[0]
     yield fl.Chain(fl.Conv2d(in_channels, current, kernel_size=3, padding=1, device=device, dtype=dtype))
     for level, width in enumerate(channels):
@@ -253,7 +253,8 @@ class UNet(fl.Chain):
         return f"the input is a batch of {batches[0]}, but {' and '.join(wrong)}" if wrong else ""
 
     def _get(self, context: str, key: str) -> Any:
-        return (self.provider.get_context(context) or {}).get(key)
+        values: Context = self.provider.get_context(context) or {}
+        return values.get(key)
 
 
 def adapt_residual_blocks(

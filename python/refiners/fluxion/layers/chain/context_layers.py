@@ -40,18 +40,20 @@ class UseContext(ContextModule):
         if context is None:
             context = self.ensure_parent.provider.get_context(self.context)
         if context is None:
-            raise AssertionError(f"Context {self.context} not found.{self._remedy()}")
+            raise self._error(f"Context {self.context} not found.")
         if not context:
-            raise AssertionError(f"context {self.context} is unset{self._remedy()}")
+            raise self._error(f"context {self.context} is unset")
         value = context.get(self.key)
         if value is None:
-            raise AssertionError(f"context entry {self.context}.{self.key} is unset{self._remedy()}")
+            raise self._error(f"context entry {self.context}.{self.key} is unset")
         return self.func(value)
 
-    def _remedy(self) -> str:
+    def _error(self, problem: str) -> AssertionError:
         setter = f"set_{self.key}"
         above = next((chain for chain in self.get_parents() if callable(getattr(type(chain), setter, None))), None)
-        return "" if above is None else f": call {type(above).__name__}.{setter} first"
+        if above is not None:
+            problem = f"{problem.rstrip('.')}. Call {type(above).__name__}.{setter} first."
+        return AssertionError(problem)
 
     def compose(self, func: Callable[[Any], Any]) -> Self:
         """Return `func(entry)` instead of the entry. A second call replaces the function."""

@@ -14,9 +14,9 @@ from refiners.foundationals.latent_diffusion.solvers.solver import Solver
 class DDIM(Solver):
     """The deterministic implicit model: estimate image and noise, and mix them for the next timestep.
 
-    See [[arXiv:2010.02502] Denoising Diffusion Implicit Models](https://arxiv.org/abs/2010.02502), equation 12 with σ = 0.
-    The last step ends at timestep 0, with the little noise that it has: so did the schedules that models were published
-    with. (Historically this noise was left out.)
+    See [[arXiv:2010.02502] Denoising Diffusion Implicit Models](https://arxiv.org/abs/2010.02502), equation 12 with
+    σ = 0. The last step ends at timestep 0, with the little noise that it has, as in the schedules that models were
+    published with. (Historically this noise was left out.)
     """
 
     default_params = dataclasses.replace(

@@ -112,7 +112,7 @@ class FrankenSolver(Solver):
             options["generator"] = generator  # others are deterministic
         result = make_step(predicted_noise, self._timestep(step), x, **options)
         if isinstance(result, tuple):
-            raise AssertionError(f"the scheduler must return its output class, got a tuple of {len(result)}")
+            raise AssertionError("the scheduler must return an object with `prev_sample`, got a tuple")
         return result.prev_sample
 
     def add_noise(

@@ -77,7 +77,7 @@ class LCMSolver(Solver):
 
     def _use_grid(self, timesteps: Shaped[Tensor, " steps"], signal: Table, noise: Table) -> None:
         super()._use_grid(timesteps, signal, noise)
-        self._factors = [self._factors_of(step, timestep) for step, timestep in enumerate(timesteps.tolist())]
+        self._factors = [self._factors_of(step, float(timesteps[step])) for step in self.all_steps]
 
     def _factors_of(self, step: int, timestep: float) -> tuple[float, float, float]:
         """Compute the factors of latents, prediction and noise in the latents of the next timestep."""

@@ -27,15 +27,16 @@ _LEAST = 1e-6  # of what a logarithm is taken
 class MultistepSolver(Solver):
     """A solver that estimates the image at each step, and extrapolates from the estimates of the steps before.
 
-    Its latents have variance 1, as those of training, and its levels are `σ = s / a`, interpolated between the timesteps of
-    training; there is one more at the end, that of timestep 0. With a `sigma_schedule`, levels are spaced over the whole
-    range of training as it says, and the timesteps follow them; then the last two levels are the same.
+    Its latents have variance 1, as those of training. Its levels are `σ = s / a`, interpolated between the timesteps of
+    training; there is one more at the end, that of timestep 0. With a `sigma_schedule`, levels are spaced over the
+    whole range of training as it says, and the timesteps follow them, rounded; then the last two levels are the same,
+    and the last step of a deterministic solver changes nothing.
 
     By default (CUSTOM) the timesteps are evenly spaced, rounded, and end above 0, where the last step ends.
 
-    The state is `estimated_data`. It belongs to one run: runs that take turns need a solver each (`rebuild` gives one, and
-    so does `copy.deepcopy`, which copies the state too). A run that begins somewhere else than at `first_inference_step`,
-    or that leaves out a step, begins anew.
+    The state is `estimated_data`. It belongs to one run: runs that take turns need a solver each. (`rebuild` gives one,
+    and so does `copy.deepcopy`, which copies the state too.) A run that begins somewhere else than at
+    `first_inference_step`, or that leaves out a step, begins anew, with the first order.
 
     Attributes:
         sigmas: The levels of all steps, and of the end.
@@ -53,11 +54,10 @@ class MultistepSolver(Solver):
     estimated_data: deque[Tensor]
 
     def _generate_timesteps(self) -> Shaped[Tensor, " steps"]:
-        if self.params.timesteps_spacing != TimestepSpacing.CUSTOM:
+        params = self.params
+        if params.timesteps_spacing != TimestepSpacing.CUSTOM:
             return super()._generate_timesteps()
-        schedule.check_count(self.num_inference_steps, self.params.num_train_timesteps)
-        offset, last = self.params.timesteps_offset, self.params.num_train_timesteps - 1 + self.params.timesteps_offset
-        values = np.linspace(offset, last, self.num_inference_steps + 1).round()[:0:-1]
+        values = schedule.intervals(self.num_inference_steps, params.num_train_timesteps, params.timesteps_offset)
         return torch.tensor(values.tolist(), dtype=torch.int64)
 
     def _initial_grid(self) -> tuple[Shaped[Tensor, " steps"], Table, Table]:
@@ -67,8 +67,7 @@ class MultistepSolver(Solver):
         return self._grid_of(schedule.spaced(self.params.sigma_schedule, table[-1], table[0], self.num_inference_steps))
 
     def _grid_at(self, timesteps: Shaped[Tensor, " steps"]) -> tuple[Shaped[Tensor, " steps"], Table, Table]:
-        positions = np.array(timesteps.tolist(), dtype=np.float64)
-        return self._grid_of(schedule.interpolate(self._sigma_table, positions))
+        return self._grid_of(schedule.interpolate(self._sigma_table, schedule.as_table(timesteps)))
 
     def _grid_of(self, sigmas: Table) -> tuple[Shaped[Tensor, " steps"], Table, Table]:
         table = self._sigma_table

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from refiners.foundationals.latent_diffusion.solvers.params import ModelPredictionType, NoiseSchedule, TimestepSpacing
 
@@ -15,6 +16,11 @@ Table: TypeAlias = NDArray[np.float64]
 # A noise level without any signal is infinite. Where levels must be finite, this one is taken for it: the signal that
 # is left, 2⁻¹², is lost in the noise. Other libraries take the same one.
 LARGEST_SIGMA = math.sqrt(2**24 - 1)
+
+
+def as_table(tensor: Tensor) -> Table:
+    """Read a tensor into a table."""
+    return tensor.detach().cpu().double().numpy()
 
 
 def spaced(schedule: NoiseSchedule, first: float, last: float, count: int) -> Table:
@@ -30,7 +36,7 @@ def spaced(schedule: NoiseSchedule, first: float, last: float, count: int) -> Ta
         count: How many values; a single one is the first.
     """
     if schedule == NoiseSchedule.EXPONENTIAL:
-        values = np.exp(np.linspace(math.log(first), math.log(last), count))
+        values: Table = np.exp(_linspace(math.log(first), math.log(last), count))
     else:
         power = {NoiseSchedule.UNIFORM: 1, NoiseSchedule.QUADRATIC: 2, NoiseSchedule.KARRAS: 7}[schedule]
         values = power_spaced(first, last, count, power)
@@ -39,7 +45,7 @@ def spaced(schedule: NoiseSchedule, first: float, last: float, count: int) -> Ta
 
 def power_spaced(first: float, last: float, count: int, power: float) -> Table:
     """Space values evenly after taking their root of order `power`."""
-    return np.linspace(first ** (1 / power), last ** (1 / power), count) ** power
+    return _linspace(first ** (1 / power), last ** (1 / power), count) ** power
 
 
 def with_ends(values: Table, first: float, last: float) -> Table:
@@ -62,20 +68,37 @@ def rescale_zero_terminal_snr(signal: Table) -> Table:
 def timesteps(spacing: TimestepSpacing, count: int, num_train_timesteps: int, offset: int) -> Table:
     """Compute timesteps in descending order; see `Solver.generate_timesteps`."""
     check_count(count, num_train_timesteps)
-    steps, last = np.arange(count, dtype=np.float64), num_train_timesteps - 1 + offset
+    steps: Table = np.arange(count, dtype=np.float64)
+    last = num_train_timesteps - 1 + offset
     match spacing:
         case TimestepSpacing.LINSPACE:
-            return np.linspace(offset, last, count)[::-1]
+            return _linspace(offset, last, count)[::-1]
         case TimestepSpacing.LINSPACE_ROUNDED:
-            return np.linspace(offset, last, count).round()[::-1]
+            return _rounded(_linspace(offset, last, count))[::-1]
         case TimestepSpacing.LEADING:
             return offset + steps[::-1] * (num_train_timesteps // count)
         case TimestepSpacing.TRAILING:
             return last - steps * (num_train_timesteps // count)
         case TimestepSpacing.TRAILING_ROUNDED:
-            return (num_train_timesteps - steps * (num_train_timesteps / count)).round() - 1 + offset
+            return _rounded(num_train_timesteps * (count - steps) / count) - 1 + offset
         case TimestepSpacing.CUSTOM:
             raise RuntimeError("timesteps of the spacing CUSTOM are made by each solver itself")
+
+
+def intervals(count: int, num_train_timesteps: int, offset: int) -> Table:
+    """Divide the timesteps of training into intervals, and give their upper ends, rounded, in descending order."""
+    check_count(count, num_train_timesteps)
+    return _rounded(_linspace(offset, num_train_timesteps - 1 + offset, count + 1))[:0:-1]
+
+
+def _linspace(first: float, last: float, count: int) -> Table:
+    values: Table = np.linspace(first, last, count)
+    return values
+
+
+def _rounded(values: Table) -> Table:
+    rounded: Table = np.round(values)  # half to even
+    return rounded
 
 
 def check_count(count: int, num_train_timesteps: int) -> None:
@@ -86,12 +109,14 @@ def check_count(count: int, num_train_timesteps: int) -> None:
 
 def interpolate(table: Table, positions: Table) -> Table:
     """Read a table between its entries; beyond its ends, the first or the last one."""
-    return np.interp(positions, np.arange(len(table)), table)
+    values: Table = np.interp(positions, np.arange(len(table)), table)
+    return values
 
 
 def positions_of(sigmas: Table, table: Table) -> Table:
     """Find where noise levels stand in an ascending table of them, interpolating their logarithms."""
-    return np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
+    positions: Table = np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
+    return positions
 
 
 def data_coefficients(signal: float, noise: float, prediction: ModelPredictionType) -> tuple[float, float]:

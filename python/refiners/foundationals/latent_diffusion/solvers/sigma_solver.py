@@ -19,9 +19,9 @@ class SigmaSolver(Solver):
     """A solver whose latents are `x₀ + σ·ε`: they are scaled down for the model, which knows latents of variance 1.
 
     See [[arXiv:2206.00364] Elucidating the Design Space of Diffusion-Based Generative
-    Models](https://arxiv.org/abs/2206.00364), whose notation is used. The level `σ` of a timestep is `s / a`, interpolated
-    between the timesteps of training. With a `sigma_schedule` the levels between the first and the last one are spaced as
-    it says, and the timesteps follow them.
+    Models](https://arxiv.org/abs/2206.00364), whose notation is used. The level `σ` of a timestep is `s / a`,
+    interpolated between the timesteps of training. With a `sigma_schedule` the levels between the first and the last
+    one are spaced as it says, and the timesteps follow them.
 
     Latents begin as `σ₀·noise`, or as `x₀ + σ·noise` for image to image, and end at `σ = 0`.
 
@@ -48,7 +48,7 @@ class SigmaSolver(Solver):
         return timesteps, *_with_zero(self._sigmas_at(timesteps))
 
     def _sigmas_at(self, timesteps: Tensor) -> Table:
-        return schedule.interpolate(self._sigma_table, np.array(timesteps.tolist(), dtype=np.float64))
+        return schedule.interpolate(self._sigma_table, schedule.as_table(timesteps))
 
     @property
     def _sigma_table(self) -> Table:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
-import refiners.fluxion.layers as fl
 from refiners.foundationals.latent_diffusion.solvers import schedule
 from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, check_generator, combine, wide
 from refiners.foundationals.latent_diffusion.solvers.params import (
@@ -24,6 +21,7 @@ from refiners.foundationals.latent_diffusion.solvers.params import (
     SolverParams,
     TimestepSpacing,
 )
+from refiners.foundationals.latent_diffusion.solvers.process import DiffusionProcess
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 
 if TYPE_CHECKING:
@@ -40,52 +38,26 @@ __all__ = [
 ]
 
 
-class Solver(fl.Module, ABC):
+class Solver(DiffusionProcess, ABC):
     """A way to turn noise into latents, step by step, with a model that tells noise from image.
 
-    At step `i` the latents are `aᵢ·x₀ + sᵢ·ε`, an image and noise. A step is one sum of the latents, the prediction, what
-    earlier steps left and new noise, with factors that are known when the solver is built: they are computed in float64
-    and are numbers, so that a step reads nothing back from the device. Sums of 16-bit tensors are made in float32 and
-    rounded once; the result has the dtype of the latents.
+    At step `i` the latents are `aᵢ·x₀ + sᵢ·ε`, an image and noise. A step is a sum of the latents, the prediction, what
+    earlier steps left and new noise. Its factors are computed when the solver is built, in float64, and are numbers: a
+    step reads nothing back from the device. Sums of 16-bit tensors are made in float32 and rounded once; the result has
+    the dtype of the latents.
 
     To sample:
 
     1. `x = solver.initial_latents(noise)`, or `solver.initial_latents(noise, encoded_image)` for image to image;
-    2. for each step of `inference_steps`, the model sees `solver.scale_model_input(x, step)` and `solver.timesteps[step]`,
-       and `x = solver(x, prediction, step)`.
+    2. for each step of `inference_steps`, show `solver.scale_model_input(x, step)` and `solver.timesteps[step]` to the
+       model, then `x = solver(x, prediction, step)`.
 
-    Tensors are plain attributes: they are no part of the state dict, and move with the module.
+    See `DiffusionProcess` for the tables of training.
 
     Attributes:
         num_inference_steps: The number of calls of the model.
         first_inference_step: The step to begin at.
-        params: The parameters.
-        scale_factors: One minus the variance added, at each of the T timesteps of training.
-        cumulative_scale_factors: The factor `a` of the image at each of them.
-        noise_std: The factor `s` of the noise at each of them.
-        signal_to_noise_ratios: `log a - log s` at each of them.
     """
-
-    params: ResolvedSolverParams
-    scale_factors: Float[Tensor, " timesteps"]
-    cumulative_scale_factors: Float[Tensor, " levels"]
-    noise_std: Float[Tensor, " levels"]
-    signal_to_noise_ratios: Float[Tensor, " levels"]
-
-    default_params: ClassVar[ResolvedSolverParams] = ResolvedSolverParams(
-        num_train_timesteps=1000,
-        timesteps_spacing=TimestepSpacing.LINSPACE,
-        timesteps_offset=0,
-        initial_diffusion_rate=8.5e-4,
-        final_diffusion_rate=1.2e-2,
-        noise_schedule=NoiseSchedule.QUADRATIC,
-        sigma_schedule=None,
-        model_prediction_type=ModelPredictionType.NOISE,
-        sde_variance=0.0,
-        rescale_zero_terminal_snr=False,
-    )
-    supports_sigma_schedule: ClassVar[bool] = False
-    sde_variances: ClassVar[tuple[float, ...]] = (0.0,)  # those that are supported
 
     def __init__(
         self,
@@ -108,15 +80,11 @@ class Solver(fl.Module, ABC):
             ValueError: If an argument is out of range.
             NotImplementedError: If the solver has no such parameter.
         """
-        super().__init__()
         _check_integer("num_inference_steps", num_inference_steps)
         _check_integer("first_inference_step", first_inference_step)
-        self.num_inference_steps = num_inference_steps
-        self.first_inference_step = first_inference_step
-        self.params = self.resolve_params(params)
-        self._check_params()
-
-        self._set_tables(self.sample_noise_schedule())
+        self.num_inference_steps = int(num_inference_steps)
+        self.first_inference_step = int(first_inference_step)
+        super().__init__(params)
         self._use_grid(*self._initial_grid())
         if not 0 <= first_inference_step < len(self.timesteps):
             raise ValueError(
@@ -124,86 +92,7 @@ class Solver(fl.Module, ABC):
             )
         self.to(device=device, dtype=dtype)
 
-    @classmethod
-    def resolve_params(cls, params: BaseSolverParams | None) -> ResolvedSolverParams:
-        """Fill in the defaults of the class where parameters are None."""
-        if params is None:
-            return cls.default_params
-        given = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-        return dataclasses.replace(cls.default_params, **{k: value for k, value in given.items() if value is not None})
-
-    def _check_params(self) -> None:
-        if self.params.sde_variance not in self.sde_variances:
-            raise NotImplementedError(
-                f"sde_variance of {type(self).__name__} must be in {self.sde_variances}, got {self.params.sde_variance}"
-            )
-        if self.params.sigma_schedule is not None and not self.supports_sigma_schedule:
-            raise NotImplementedError(f"{type(self).__name__} has no sigma_schedule, got {self.params.sigma_schedule}")
-
-    # Tables of training
-
-    def sample_power_distribution(self, power: float = 2) -> Float[Tensor, " timesteps"]:
-        """Space the variances of training evenly after taking their root of order `power`; in float64, on the CPU."""
-        first, last = self.params.initial_diffusion_rate, self.params.final_diffusion_rate
-        values = schedule.power_spaced(first, last, self.params.num_train_timesteps, power)
-        return torch.from_numpy(schedule.with_ends(values, first, last))
-
-    def sample_noise_schedule(self) -> Float[Tensor, " timesteps"]:
-        """Compute one minus the variance that training adds at each timestep; in float64, on the CPU."""
-        first, last = self.params.initial_diffusion_rate, self.params.final_diffusion_rate
-        rates = schedule.spaced(self.params.noise_schedule, first, last, self.params.num_train_timesteps)
-        return torch.from_numpy(1 - rates)
-
-    def _set_tables(self, scale_factors: Tensor) -> None:
-        factors = scale_factors.cpu().double().numpy()
-        signal = np.sqrt(np.cumprod(factors))
-        if self.params.rescale_zero_terminal_snr:
-            signal = schedule.rescale_zero_terminal_snr(signal)
-            factors = np.concatenate([factors[:1], (signal[1:] / signal[:-1]) ** 2])
-        self._signal_table: Table = signal
-        self._noise_table: Table = np.sqrt(1 - signal**2)
-        self.scale_factors = torch.tensor(factors)
-        self._publish_levels(self._signal_table, self._noise_table)
-
-    def _publish_levels(self, signal: Table, noise: Table) -> None:
-        with np.errstate(divide="ignore"):
-            ratios = np.log(signal) - np.log(noise)
-        self.cumulative_scale_factors = torch.tensor(signal)
-        self.noise_std = torch.tensor(noise)
-        self.signal_to_noise_ratios = torch.tensor(ratios)
-
     # Timesteps and noise levels of inference
-
-    @staticmethod
-    def generate_timesteps(
-        spacing: TimestepSpacing, num_inference_steps: int, num_train_timesteps: int = 1000, offset: int = 0
-    ) -> Shaped[Tensor, " steps"]:
-        """Choose timesteps, in descending order.
-
-        See [[arXiv:2305.08891] Common Diffusion Noise Schedules and Sample Steps are
-        Flawed](https://arxiv.org/abs/2305.08891), table 2. With `n` timesteps of `T`:
-
-        - LINSPACE: evenly spaced from `T - 1` to 0, in float32; LINSPACE_ROUNDED: the same as integers. A single one is 0.
-        - LEADING: multiples of `T // n`, from 0 up.
-        - TRAILING: `T - 1` and down by `T // n`; TRAILING_ROUNDED: down by `T / n`, rounded. They are the same where `n`
-          divides `T`; where it does not, only the second reaches as low as it should.
-
-        Args:
-            spacing: The spacing.
-            num_inference_steps: How many.
-            num_train_timesteps: The number of timesteps of training.
-            offset: What is added to each.
-
-        Returns:
-            The timesteps, int64 but for LINSPACE.
-
-        Raises:
-            ValueError: If there are not so many timesteps.
-            RuntimeError: If the spacing is CUSTOM.
-        """
-        values = schedule.timesteps(TimestepSpacing(spacing), num_inference_steps, num_train_timesteps, offset)
-        dtype = torch.float32 if spacing == TimestepSpacing.LINSPACE else torch.int64
-        return torch.tensor(values.tolist(), dtype=dtype)
 
     def _generate_timesteps(self) -> Shaped[Tensor, " steps"]:
         return self.generate_timesteps(
@@ -219,14 +108,15 @@ class Solver(fl.Module, ABC):
 
     def _grid_at(self, timesteps: Tensor) -> tuple[Shaped[Tensor, " steps"], Table, Table]:
         """Give the grid of some timesteps. After the last step it is at timestep 0, as published models end."""
-        signal = schedule.interpolate(self._signal_table, _positions([*timesteps.tolist(), 0]))
+        signal = schedule.interpolate(self._signal_table, np.append(schedule.as_table(timesteps), 0.0))
         return timesteps, signal, np.sqrt(1 - signal**2)
 
     def _use_grid(self, timesteps: Tensor, signal: Table, noise: Table) -> None:
         """Compute all that the steps need. Subclasses add what they need themselves."""
         prediction = self.params.model_prediction_type
         levels: list[tuple[float, float]] = list(zip(signal.tolist(), noise.tolist()))
-        self._data = [schedule.data_coefficients(*level, prediction) for level in levels[:-1]]
+        data = [schedule.data_coefficients(*level, prediction) for level in levels[:-1]]  # may raise
+        self._data = data
         self._noise = [schedule.noise_coefficients(*level, prediction) for level in levels[:-1]]
         self._levels = levels
         self._timesteps = timesteps
@@ -247,6 +137,8 @@ class Solver(fl.Module, ABC):
             raise ValueError(
                 f"timesteps must have the shape {tuple(self._timesteps.shape)}, got {tuple(timesteps.shape)}"
             )
+        if (timesteps.diff() > 0).any():
+            raise ValueError(f"timesteps must descend, got {timesteps.tolist()}")
         device, dtype = self.device, self.dtype
         self._use_grid(*self._grid_at(timesteps))
         self.to(device=device, dtype=dtype)
@@ -418,38 +310,7 @@ class Solver(fl.Module, ABC):
         """Give the other arguments that a solver like this one is built with."""
         return {"params": self.params}
 
-    @property
-    def device(self) -> Device:
-        """Where the tensors are; may be assigned."""
-        return self.scale_factors.device
-
-    @device.setter
-    def device(self, device: Device | str) -> None:
-        self.to(device=device)
-
-    @property
-    def dtype(self) -> DType:
-        """The dtype of the tensors but the timesteps; may be assigned."""
-        return self.scale_factors.dtype
-
-    @dtype.setter
-    def dtype(self, dtype: DType) -> None:
-        self.to(dtype=dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # behind `to`, `cuda`, `half`, ...
-        super()._apply(fn, recurse)
-        for name, value in self.__dict__.items():
-            if isinstance(value, Tensor):
-                self.__dict__[name] = value.to(fn(value).device) if name in self._keep_dtype else fn(value)
-        return self
-
-    _keep_dtype: ClassVar[frozenset[str]] = frozenset({"_timesteps"})
-
 
 def _check_integer(name: str, value: object) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool):  # integers of numpy are integers
         raise TypeError(f"{name} must be an integer, got {value!r}")
-
-
-def _positions(values: list[float]) -> Table:
-    return np.array(values, dtype=np.float64)

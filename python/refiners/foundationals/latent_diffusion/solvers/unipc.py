@@ -20,7 +20,7 @@ from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 class UniPC(MultistepSolver):
     """A predictor for the next latents, and a corrector that reuses the call of the model at them.
 
-    See [[arXiv:2302.04867] UniPC](https://arxiv.org/abs/2302.04867), algorithms 1 and 2 with the estimate of the image and
+    See [[arXiv:2302.04867] UniPC](https://arxiv.org/abs/2302.04867), algorithms 1 and 2 with estimates of the image and
     `B(h) = exp(h) - 1`. The first steps, and the last ones, have the order that there are steps for.
 
     The corrector starts from the corrected latents of the step before, which are part of the state: what is changed
@@ -42,8 +42,7 @@ class UniPC(MultistepSolver):
             num_inference_steps: The number of calls of the model.
             first_inference_step: The step to begin at.
             params: What to change of the default parameters.
-            order: The order of the predictor, 1, 2 or 3; with the corrector that of the method is one more. 2 is best for
-                guided sampling.
+            order: The order of the predictor, 1, 2 or 3; with the corrector that of the method is one more.
             device: Where to put the tensors.
             dtype: Their dtype.
 

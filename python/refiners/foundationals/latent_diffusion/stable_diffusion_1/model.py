@@ -39,8 +39,8 @@ class StableDiffusion_1(LatentDiffusionModel):
 
     default_size = 512
 
-    unet: SD1UNet
-    clip_text_encoder: CLIPTextEncoder
+    unet: SD1UNet  # pyright: ignore[reportIncompatibleVariableOverride]
+    clip_text_encoder: CLIPTextEncoder  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,

@@ -40,8 +40,8 @@ class StableDiffusion_XL(LatentDiffusionModel):
 
     default_size = 1024
 
-    unet: SDXLUNet
-    clip_text_encoder: DoubleTextEncoder
+    unet: SDXLUNet  # pyright: ignore[reportIncompatibleVariableOverride]
+    clip_text_encoder: DoubleTextEncoder  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,

@@ -83,9 +83,10 @@ class TextTimeEmbedding(fl.Chain):
             return super().forward(*args)
         context = self.use_context("diffusion")
         given = [context.get(layer.key) for layer in below if isinstance(layer, fl.UseContext)]
-        if not all(isinstance(value, Tensor) for value in given):
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        if len(tensors) != len(given):
             return super().forward(*args)
-        return self._reused(super().forward, (*given, layers[2], layers[4]))
+        return self._reused(super().forward, (*tensors, layers[2], layers[4]))
 
     # Plain annotations, because trees show them.
 

@@ -1,0 +1,239 @@
+"""Measure the U-Net of Stable Diffusion 1.5 next to diffusers, and how fast models are built and loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import refiners
+from refiners.bench.measure import Candidate, Plan, Summary, compare, time_on_cpu
+from refiners.conversion.loading import load_into, to_diffusers
+from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
+from refiners.ops.library import native
+
+VIEWS = ("view", "transpose", "t.", "slice", "select", "unsqueeze", "squeeze", "expand", "permute", "alias", "split")
+
+
+class CountCalls(TorchDispatchMode):
+    """Count the calls that reach torch's kernels: all, and those that compute something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.computing = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".", 1)[-1]
+        self.calls += 1
+        self.computing += not name.startswith(VIEWS)
+        return func(*args, **(kwargs or {}))
+
+
+def step(dtype: torch.dtype, size: int, rounds: int) -> dict[str, Any]:
+    """Time one call of the U-Net for two samples of `size`² latents, as guidance needs; all candidates in turns."""
+    ours = SD1UNet(4, dtype=dtype).requires_grad_(False)
+    plain, channels_last = (make_theirs(ours, each) for each in (torch.contiguous_format, torch.channels_last))
+    x, text = torch.randn(2, 4, size, size, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
+    x_last = x.to(memory_format=torch.channels_last)
+    timesteps = torch.arange(900, 0, -30)
+    calls = 0
+
+    def run_ours() -> Tensor:
+        nonlocal calls
+        calls += 1
+        ours.set_timestep(timesteps[calls % len(timesteps)].unsqueeze(0))
+        ours.set_clip_text_embedding(text)
+        return ours(x)
+
+    candidates = [
+        Candidate("diffusers", lambda: plain(x, timesteps[3], encoder_hidden_states=text).sample),
+        Candidate(
+            "diffusers, channels last", lambda: channels_last(x_last, timesteps[3], encoder_hidden_states=text).sample
+        ),
+        Candidate("refiners", run_ours),
+    ]
+    with torch.no_grad():
+        results = compare(candidates, time_on_cpu, Plan(0, rounds, rounds), lambda: None)
+        counts: dict[str, list[int]] = {}
+        for candidate in candidates:
+            with CountCalls() as count:
+                candidate.run()
+            counts[candidate.name] = [count.calls, count.computing]
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": list(x.shape),
+        "times": {result.name: result.wall._asdict() for result in results},
+        "calls": counts,
+    }
+
+
+def make_theirs(ours: SD1UNet, memory_format: torch.memory_format) -> Any:
+    """Give diffusers' U-Net with the weights of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import UNet2DConditionModel
+    with torch.device("meta"):
+        theirs = UNet2DConditionModel(
+            cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
+        )
+    theirs.load_state_dict(to_diffusers(ours.state_dict()), assign=True)
+    return theirs.to(memory_format=memory_format).requires_grad_(False)
+
+
+def loading(folder: Path) -> dict[str, Any]:
+    """Time the loading of a U-Net from one file of float16, next to reading the file: from disk, and from memory."""
+    path = folder / "unet.safetensors"
+    save_file(to_diffusers(SD1UNet(4, dtype=torch.float16).state_dict()), path)
+    size = path.stat().st_size
+    times: dict[str, dict[str, float]] = {}
+    for cache in ("cold", "warm"):
+        for name, run in (
+            ("read", lambda: read(path)),
+            ("load", lambda: load(path)),
+            ("read again", lambda: read(path)),
+        ):
+            if cache == "cold":
+                drop(path)
+            start = time.perf_counter()
+            run()
+            times.setdefault(cache, {})[name] = time.perf_counter() - start
+    return {"bytes": size, "seconds": times}
+
+
+def read(path: Path, chunk: int = 16 << 20) -> None:
+    """Read a file, as fast as one can, into the same memory."""
+    buffer = bytearray(chunk)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def load(path: Path) -> None:
+    """Load the file into a U-Net."""
+    load_into(SD1UNet(4, device="meta", dtype=torch.float16), path)
+
+
+def drop(path: Path) -> None:
+    """Let the system forget what it holds of a file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def building() -> dict[str, float]:
+    """Time the construction of models without weights; the best and the median of ten."""
+    samples: dict[str, list[float]] = {}
+    for _ in range(10):
+        for make in (SD1UNet, SDXLUNet):
+            start = time.perf_counter()
+            make(4, device="meta")
+            samples.setdefault(make.__name__, []).append(time.perf_counter() - start)
+    return {name: Summary.of(values)._asdict() for name, values in samples.items()}
+
+
+def table(report: dict[str, Any]) -> str:
+    """Lay the report out in Markdown."""
+    lines = [
+        f"`{report['command']}`, {report['date']}",
+        "",
+        f"{report['cpu']}, {report['threads']} threads, {report['isa']}, load {report['load'][0]} before; torch"
+        f" {report['torch']}, diffusers {report['diffusers']}, refiners {report['refiners']}. In turns.",
+        "",
+        "## A step of the U-Net of Stable Diffusion 1.5",
+        "",
+        "Two samples, as guidance needs; best and median. The last column counts the calls of torch's functions that"
+        " compute something; the other ones give views.",
+        "",
+        "| latents | dtype | | seconds | of diffusers' best | calls |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in report["steps"]:
+        times = case["times"]
+        best = min(times[name]["median"] for name in times if name != "refiners")
+        for name, result in times.items():
+            lines.append(
+                f"| {'x'.join(map(str, case['shape']))} | {case['dtype']} | {name} | {result['best']:.2f} /"
+                f" {result['median']:.2f} | {result['median'] / best:.2f} | {case['calls'][name][1]} |"
+            )
+    if "loading" in report:
+        size = report["loading"]["bytes"]
+        lines += [
+            "",
+            f"## Loading {size / 1e9:.2f} GB of float16",
+            "",
+            "| file | | seconds | GB/s |",
+            "|---|---|---|---|",
+        ]
+        for cache, seconds in report["loading"]["seconds"].items():
+            lines += [
+                f"| {cache} | {name} | {value:.2f} | {size / value / 1e9:.2f} |" for name, value in seconds.items()
+            ]
+    lines += ["", "## Building on the meta device", "", "| | ms, best / median |", "|---|---|"]
+    lines += [f"| {name} | {s['best'] * 1e3:.0f} / {s['median'] * 1e3:.0f} |" for name, s in report["building"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all cases, print the table, write the files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the report as a Markdown table")
+    parser.add_argument("--sizes", default="64", help="heights of latents, comma-separated (default: 64)")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="(default: float32,bfloat16)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each runs (default: 5)")
+    parser.add_argument("--skip-loading", action="store_true", help="write no file of 1.7 GB")
+    arguments = parser.parse_args(argv)
+    import diffusers
+
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "isa": native.isa,
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "refiners": refiners.__version__,
+        "building": building(),
+    }
+    if not arguments.skip_loading:
+        with tempfile.TemporaryDirectory() as folder:
+            report["loading"] = loading(Path(folder))
+    report["steps"] = [
+        step(getattr(torch, dtype), int(size), arguments.rounds)
+        for dtype in arguments.dtypes.split(",")
+        for size in arguments.sizes.split(",")
+    ]
+    print(table(report), end="")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.table:
+        arguments.table.write_text(table(report))
+
+
+def cpu_name() -> str:
+    """Name the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The command that makes images: the picture that the models make, what it says of itself, and one-line errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_1_Inpainting, StableDiffusion_XL
+from refiners.foundationals.latent_diffusion.solvers import Euler
+from refiners.generate import main
+from refiners.generate.options import SOLVERS, parse_options
+from refiners.generate.solvers import SOLVERS as MADE, make_solver
+
+FolderOf = Callable[[str], Path]
+SMALL = ["--size", "72x64", "--steps", "3"]
+
+
+def run(folder: Path, out: Path, *more: str) -> int:
+    return main(["--checkpoint", str(folder), "--prompt", "a cat", "--out", str(out), *SMALL, *more])
+
+
+@pytest.mark.parametrize("kind, make", [("SD15", StableDiffusion_1), ("SDXL", StableDiffusion_XL)])
+def test_the_picture_is_that_of_the_model(kind: str, make: type, folder_of: FolderOf, tmp_path: Path) -> None:
+    folder, out = folder_of(kind), tmp_path / "image.png"
+    assert run(folder, out, "--seed", "7", "--negative", "bad", "--scale", "4") == 0
+    model = make.from_pretrained(folder)
+    expected = model.generate("a cat", "bad", size=(64, 72), num_steps=3, seed=7, condition_scale=4.0)[0]
+    assert Image.open(out).tobytes() == expected.tobytes()
+
+
+def test_several_pictures_of_consecutive_seeds(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "image.png"
+    assert run(folder_of("SD15"), out, "--seed", "5", "--count", "2") == 0
+    paths = [out, tmp_path / "image-2.png"]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    for path, seed in zip(paths, (5, 6)):
+        alone = tmp_path / "alone.png"
+        assert run(folder_of("SD15"), alone, "--seed", str(seed)) == 0
+        one, other = (torch.tensor(list(Image.open(each).tobytes())) for each in (path, alone))
+        assert (one - other).abs().max() <= 1
+
+
+def test_the_picture_says_how_it_was_made(folder_of: FolderOf, tmp_path: Path) -> None:
+    out = tmp_path / "image.png"
+    run(folder_of("SD15"), out, "--seed", "5", "--negative", "böse", "--scale", "4.5", "--solver", "euler")
+    texts = Image.open(out).text
+    assert texts["parameters"] == (
+        "a cat\nNegative prompt: böse\nSteps: 3, Sampler: Euler, Seed: 5, Size: 72x64, Model: SD15, CFG scale: 4.5"
+    )
+    exact = json.loads(texts["refiners"])
+    assert exact["prompt"] == "a cat" and exact["seed"] == 5 and exact["size"] == [64, 72]
+    assert exact["solver"] == "Euler" and exact["num_steps"] == 3 and exact["condition_scale"] == 4.5
+
+
+def test_a_seed_is_chosen_and_told(folder_of: FolderOf, tmp_path: Path) -> None:
+    out, again = tmp_path / "image.png", tmp_path / "again.png"
+    run(folder_of("SD15"), out)
+    seed = json.loads(Image.open(out).text["refiners"])["seed"]
+    run(folder_of("SD15"), again, "--seed", str(seed))
+    assert Image.open(again).tobytes() == Image.open(out).tobytes()
+
+
+def test_previews(folder_of: FolderOf, tmp_path: Path) -> None:
+    out = tmp_path / "image.png"
+    run(folder_of("SD15"), out, "--seed", "1", "--preview", "2")
+    preview = Image.open(tmp_path / "image.preview.png")
+    assert preview.size == (72, 64) and preview.tobytes() != Image.open(out).tobytes()
+
+
+def test_from_an_image(folder_of: FolderOf, tmp_path: Path) -> None:
+    image, out = Image.effect_noise((90, 80), 60).convert("RGB"), tmp_path / "out.png"
+    image.save(tmp_path / "in.png")
+    assert run(folder_of("SD15"), out, "--seed", "2", "--init", str(tmp_path / "in.png"), "--strength", "0.5") == 0
+    model = StableDiffusion_1.from_pretrained(folder_of("SD15"))
+    expected = model.generate("a cat", size=(64, 72), num_steps=3, seed=2, init_image=image, strength=0.5)[0]
+    assert Image.open(out).tobytes() == expected.tobytes()
+
+
+def test_into_a_mask(folder_of: FolderOf, tmp_path: Path) -> None:
+    image, mask = Image.effect_noise((72, 64), 60).convert("RGB"), Image.new("L", (72, 64))
+    mask.paste(255, (8, 8, 32, 32))
+    image.save(tmp_path / "in.png")
+    mask.save(tmp_path / "mask.png")
+    pictures = ["--init", str(tmp_path / "in.png"), "--mask", str(tmp_path / "mask.png")]
+    assert run(folder_of("SD15_INPAINTING"), tmp_path / "out.png", "--seed", "2", *pictures) == 0
+    model = StableDiffusion_1_Inpainting.from_pretrained(folder_of("SD15_INPAINTING"))
+    with torch.no_grad():
+        model.set_inpainting_conditions(image, mask)
+    expected = model.generate("a cat", size=(64, 72), num_steps=3, seed=2)[0]
+    assert Image.open(tmp_path / "out.png").tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_are_told_what_the_model_predicts(name: str) -> None:
+    known = Euler(
+        4, params=Euler.default_params.__class__(**{**vars(Euler.default_params), "num_train_timesteps": 500})
+    )
+    solver = make_solver(name, known)
+    assert solver.params.num_train_timesteps == 500
+    assert list(MADE) == list(SOLVERS)
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no file": (["--checkpoint", "nowhere"], "argument --checkpoint: there is no file or folder 'nowhere'"),
+    "size": (
+        ["--size", "60x64"],
+        "argument --size: expected WIDTHxHEIGHT in multiples of 8, such as 512x768, got '60x64'",
+    ),
+    "steps": (["--steps", "0"], "argument --steps: expected a whole number of at least 1, got '0'"),
+    "scale": (["--scale", "nan"], "argument --scale: expected a number of at least 0, got 'nan'"),
+    "strength": (["--strength", "2"], "argument --strength: expected a number from 0 to 1, got '2'"),
+    "mask": (["--mask", __file__], "argument --mask: needs --init, the image to paint into"),
+    "lora": (["--lora", "nowhere:0.5"], "argument --lora: there is no file 'nowhere'"),
+    "unknown": (["--hopp"], "unrecognized arguments: --hopp"),
+}
+
+
+@pytest.mark.parametrize("argv, message", MISTAKES.values(), ids=list(MISTAKES))
+def test_a_mistake_is_one_line(argv: list[str], message: str, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_options(["--checkpoint", str(tmp_path), "--prompt", "a", *argv])
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_lora_may_have_a_scale_and_a_colon_in_its_name(tmp_path: Path) -> None:
+    plain, colon = tmp_path / "a.safetensors", tmp_path / "b:2"
+    plain.touch()
+    colon.touch()
+    argv = ["--checkpoint", str(tmp_path), "--prompt", "a"]
+    options = parse_options([*argv, "--lora", str(plain), "--lora", f"{plain}:-0.5", "--lora", str(colon)])
+    assert [(lora.path, lora.scale) for lora in options.lora] == [(plain, 1.0), (plain, -0.5), (colon, 1.0)]
+
+
+def test_what_does_not_fit_is_one_line(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
+    picture = tmp_path / "in.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    cases = [
+        (folder_of("SD15"), ["--device", "nonsense"], "argument --device: 'nonsense' is not to be had here"),
+        (
+            folder_of("SD15"),
+            ["--init", str(picture), "--mask", str(picture)],
+            "is no checkpoint that paints into a mask",
+        ),
+        (folder_of("SD15_INPAINTING"), [], "paints into a mask: give --init and --mask"),
+        (folder_of("SD15") / "unet", [], "has a U-Net, but lacks what a StableDiffusion_1 needs besides: lda"),
+        (folder_of("SD15") / "scheduler", [], "scheduler"),
+        (folder_of("SD15"), ["--init", __file__], "cannot identify image file"),
+    ]
+    for folder, argv, message in cases:
+        assert run(folder, tmp_path / "out.png", *argv) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err and captured.err.startswith("refiners generate: ")
+        assert captured.out == "" and not (tmp_path / "out.png").exists()
