@@ -65,13 +65,20 @@ def add_loras(model: LatentDiffusionModel, options: Options) -> None:
     """Attach the LoRAs, named after their files.
 
     Raises:
-        ValueError: If something in a file cannot be attached.
+        SetupError: If something in a file cannot be attached.
     """
     manager = SDLoraManager(model)
     for number, lora in enumerate(options.lora, start=1):
         stem = lora.path.stem
         name = f"{stem} ({number})" if stem in manager.names else stem
-        manager.load(name, lora.path, lora.scale)
+        try:
+            manager.load(name, lora.path, lora.scale)
+        except ValueError as error:
+            first, *rest = str(error).splitlines()
+            hint = (
+                f" python -m refiners inspect {lora.path} --checkpoint {options.checkpoint} lists them" if rest else ""
+            )
+            raise SetupError(f"argument --lora: {first}{hint}") from error
     model.requires_grad_(False)
 
 

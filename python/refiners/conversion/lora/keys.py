@@ -4,7 +4,7 @@ Each trainer writes them in its own way, as here the matrix A of [[arXiv:2106.09
 of one layer:
 
 - kohya-ss/sd-scripts and LyCORIS: `lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight`, or with the names of
-  the original implementation, `lora_unet_input_blocks_1_1_proj_in.lora_down.weight`; OneTrainer has also dots in the name;
+  the original model, `lora_unet_input_blocks_1_1_proj_in.lora_down.weight`; OneTrainer may have dots in the name;
 - PEFT, and diffusers: `unet.down_blocks.0.attentions.0.proj_in.lora_A.weight`; older ones `.lora.down.weight`, or
   `...attn1.processor.to_q_lora.down.weight`, or `.lora_linear_layer.down.weight`;
 - ours: `SD1UNet.DownBlocks.Chain_2.CLIPLCrossAttention.Chain_1.1.Conv2d.down.weight`.
@@ -86,7 +86,7 @@ class Entry:
 
 
 def split_keys(keys: Iterable[str]) -> tuple[list[Entry], list[str]]:
-    """Collect the tensors of each layer, in the order of their first keys; and list the keys that end in no known way."""
+    """Collect the tensors of each layer, in the order of their first keys, and list the keys of no known ending."""
     entries: dict[str, Entry] = {}
     rest: list[str] = []
     for key in keys:

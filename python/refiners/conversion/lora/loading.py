@@ -77,7 +77,7 @@ def attach_lora(
         settings = LoraSettings.of_file(tensors.path, tensors.metadata)
     targets = targets_of(model)
     plan = plan_lora(tensors, targets.networks, settings, targets.layer_problem, split)
-    if scopes:
+    if scopes is not None and any(scope != (None, None) for scope in scopes.values()):
         plan = plan.within(lambda update: _is_within(update, targets, scopes))
     if by_order is not None and not partial:
         plan = plan.by_order(_BY_ORDER)
@@ -172,8 +172,8 @@ def _sum(tensor: Tensor) -> Tensor:
 
 
 def _check_finite(sums: Iterable[Tensor], plan: LoraPlan, updates: Iterable[Update], source: TensorSource) -> None:
-    sums = [each.float() for each in sums if not each.is_meta]
-    if not sums or all(torch.isfinite(torch.stack([each.cpu() for each in sums])).tolist()):
+    sums = [each.cpu().double() for each in sums if not each.is_meta]
+    if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
         return
     for update in updates:
         for role, key in update.keys.items():

@@ -105,9 +105,8 @@ class LayerNames:
             roots = [network.root] + ([_ROOTS[network.component]] if network.component in _ROOTS else [])
             self.roots[part] = [root for root in dict.fromkeys(roots) if root]
             own = {_written(path): Known(part, path, "refiners") for path in network.shapes or ()}
-            if network.component is None:
-                tables = {part: own}
-            else:
+            tables: Mapping[str, Mapping[str, Known]] = {part: own}
+            if network.component is not None:
                 tables = _tables(part, network.component, network.layout)
             for submodel, table in tables.items():
                 self._tables += [(prefix, table) for prefix in _PREFIXES[submodel]]

@@ -1,7 +1,7 @@
 """Our own files, in which the layers that were adapted are numbered within their chain.
 
-A key such as `SD1UNet.DownBlocks.Chain_2.CLIPLCrossAttention.Chain_1.1.Conv2d.down.weight` names the first layer, of the
-class `Conv2d`, that is adapted in the chain `DownBlocks.Chain_2.CLIPLCrossAttention.Chain_1`.
+A key such as `SD1UNet.DownBlocks.Chain_2.CLIPLCrossAttention.Chain_1.1.Conv2d.down.weight` names the first layer,
+of those that are adapted, of the class `Conv2d`, in the chain `DownBlocks.Chain_2.CLIPLCrossAttention.Chain_1`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-
 from refiners.conversion.checkpoint import TensorSource
 from refiners.conversion.lora.keys import Entry, Role, Style, split_keys
 from refiners.conversion.lora.kinds import RECOGNISED, Kind, LowRank
@@ -99,10 +98,10 @@ class LoraPlan:
         if self.is_whole:
             return
         unfit = len(self.of_status(*_UNFIT))
-        over = f", and {len(self.left_over)} keys are left over" if self.left_over else ""
+        over = f", {len(self.left_over)} keys are left over" if self.left_over else ""
         raise ValueError(
-            f"{self.label}: {unfit} of {len(self.updates)} updates cannot be attached{over}; nothing was changed"
-            f" (partial=True attaches the rest)\n{self.problems()}"
+            f"{self.label}: {unfit} of {len(self.updates)} updates cannot be attached{over}, nothing was changed:\n"
+            f"{self.problems()}\n(partial=True attaches the rest)"
         )
 
     def by_order(self, reason: str) -> LoraPlan:
@@ -157,8 +156,12 @@ def plan_lora(
         )
     planner = _Planner(source, networks, settings or LoraSettings(), layer_problem)
     updates = planner.plan(entries)
-    styles = frozenset(style for entry in entries for style in entry.styles)
-    return LoraPlan(source.label, tuple(_without_duplicates(updates)), tuple(left_over), styles, planner.kinds)
+    styles: set[Style] = set()
+    for entry in entries:
+        styles |= entry.styles
+    return LoraPlan(
+        source.label, tuple(_without_duplicates(updates)), tuple(left_over), frozenset(styles), planner.kinds
+    )
 
 
 class _Planner:

@@ -158,13 +158,13 @@ def _family_of(unet: Network) -> Family | None:
 def _guess(source: TensorSource, settings: LoraSettings) -> tuple[Family | None, LoraPlan]:
     """Compare with the names of the published models; where both have them, sizes tell."""
     split = split_keys(source.infos)
-    named = {
-        family: sum(bool(names.find(entry.name)) for entry in split[0])
-        for family, names in ((family, LayerNames(networks)) for family, networks in PUBLISHED.items())
-    }
+    named: dict[Family, int] = {}
+    for family, networks in PUBLISHED.items():
+        names = LayerNames(networks)
+        named[family] = sum(bool(names.find(entry.name)) for entry in split[0])
     best = max(named, key=lambda family: named[family])
     plan = plan_lora(source, PUBLISHED[best], settings, split=split)
-    dims = {
+    dims: set[Family | None] = {
         _TEXT_DIMS.get(source.infos[each.keys["down"]].shape[1])
         for each in plan.updates
         if _FROM_TEXT.search(each.path) and "down" in each.keys and len(source.infos[each.keys["down"]].shape) > 1
@@ -172,7 +172,7 @@ def _guess(source: TensorSource, settings: LoraSettings) -> tuple[Family | None,
     by_size = dims.pop() if len(dims) == 1 else None
     if len(set(named.values())) > 1:
         return ("sd2" if best == "sd1" and by_size == "sd2" else best), plan
-    if by_size in PUBLISHED and by_size != best:
+    if by_size is not None and by_size in PUBLISHED and by_size != best:
         plan = plan_lora(source, PUBLISHED[by_size], settings, split=split)
     return by_size if named[best] else None, plan
 

@@ -47,7 +47,7 @@ class Targets(NamedTuple):
 def targets_of(model: LatentDiffusionModel) -> Targets:
     """Find the layers of a model, whatever adapters are in it."""
     roots: dict[Part, Chain] = {"unet": model.unet, "text_encoder": model.clip_text_encoder}
-    places = {part: find_places(root) for part, root in roots.items()}
+    places: dict[Part, dict[str, Place]] = {part: find_places(root) for part, root in roots.items()}
     return Targets({part: _network(part, root, places[part]) for part, root in roots.items()}, places)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from refiners.fluxion.adapters.lora.places import find_places
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
 if TYPE_CHECKING:
-    from refiners.conversion.lora import LoraPlan
+    from refiners.conversion.lora import LoraPlan, Part, Scope
 
 _PREPROCESS = {"res": "ResidualBlock", "downsample": "Downsample", "upsample": "Upsample"}
 _SCORES = {"q": 1, "k": 2, "v": 3, "in": 3, "out": 4, "out0": 4, "out_0": 4}
@@ -108,9 +108,9 @@ class SDLoraManager:
     ) -> LoraPlan:
         """Add the updates of a file, each to the layer that it is named after: all of them, or none.
 
-        The multiplier of the file, alpha / rank, applies beside `scale`: historically it was ignored, and had to be part
-        of `scale`. Where no name in the file is known, or some updates have unknown ones, these are attached by order and
-        shape, as all of them once were, and a warning says so; see `add_loras_to_unet`.
+        The multiplier of the file, alpha / rank, applies beside `scale`; historically it was ignored. Updates whose
+        names are not known are attached by order and shape, as all of them once were, and a warning says so; see
+        `add_loras_to_unet`.
 
         Args:
             name: How to call it.
@@ -158,7 +158,7 @@ class SDLoraManager:
         def by_order(loras: dict[str, Lora[Any]]) -> None:
             self._attach_by_order(loras, unet, text_encoder)
 
-        scopes = {part: scope for part, scope in (("unet", unet[:2]), ("text_encoder", text_encoder)) if any(scope)}
+        scopes: dict[Part, Scope] = {"unet": unet[:2], "text_encoder": text_encoder}
         try:
             plan = attach_lora(
                 self.target, name, source, scale=scale, scopes=scopes, partial=partial, by_order=by_order
@@ -277,7 +277,7 @@ class SDLoraManager:
     def loras(self) -> list[Lora[Any]]:
         """The updates of layers, those of the U-Net first."""
         networks = (self.unet, self.clip_text_encoder)
-        return [lora for network in networks for lora in network.layers(Lora, recurse=True)]
+        return [lora for network in networks for lora in _loras_in(network)]
 
     @property
     def names(self) -> list[str]:
@@ -344,7 +344,7 @@ class SDLoraManager:
         for network in (self.unet, self.clip_text_encoder):
             paths = {id(place.layer): path for path, place in find_places(network).items()}
             for adapter in network.layers(LoraAdapter, recurse=True):
-                lora = next((each for each in adapter if isinstance(each, Lora) and each.name == name), None)
+                lora = next((each for each in _loras_in(adapter) if each.name == name), None)
                 if lora is None:
                     continue
                 own = f"{type(network).__name__}.{paths[id(adapter.target)]}" if id(adapter.target) in paths else None
@@ -374,6 +374,10 @@ class SDLoraManager:
                 if key.endswith(suffix):
                     return SDLoraManager._pad(key.removesuffix(suffix)), score
         return SDLoraManager._pad(key), _NO_SCORE
+
+
+def _loras_in(chain: fl.Chain) -> Iterator[Lora[Any]]:
+    return cast("Iterator[Lora[Any]]", chain.layers(Lora, recurse=True))
 
 
 def _check_scale(name: str, scale: object) -> None:

@@ -27,7 +27,7 @@ class Kind(ABC):
 
     @abstractmethod
     def problem(self, tensors: Mapping[Role, TensorInfo], shape: Size | None) -> str | None:
-        """Say what is wrong with the tensors, by themselves and for a layer whose weight has a shape, if it is known."""
+        """Say what is wrong with the tensors, by themselves and for a layer whose weight has a shape, if known."""
 
     def rank(self, tensors: Mapping[Role, TensorInfo]) -> int | None:
         """Give the inner dimension, if there is one."""

@@ -51,7 +51,7 @@ def _walk(chain: fl.Chain, prefix: str, is_present: bool = True) -> Iterator[tup
 
 def _children(chain: fl.Chain) -> Iterable[tuple[str, fl.Module, fl.Chain | None]]:
     """List the children with their keys and parents, the targets of adapters in the places of these."""
-    modules = cast("dict[str, fl.Module]", chain._modules)
+    modules = chain._modules
     if not any(isinstance(child, Adapter) for child in modules.values()):
         return [(key, child, chain) for key, child in modules.items()]
     found = [_behind(child, chain) for child in modules.values()]

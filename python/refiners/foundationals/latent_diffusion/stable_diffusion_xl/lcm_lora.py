@@ -30,8 +30,8 @@ def add_lcm_lora(
             shape.
 
     Raises:
-        AssertionError: If the model is another one, a key is no such name, or the name is taken. The model is as it was.
-        ValueError: If something cannot be attached; the model is as it was.
+        AssertionError: If the model is another one, a key is no such name, or the name is taken.
+        ValueError: If something cannot be attached. In any case the model is as it was.
     """
     if not isinstance(manager.target, StableDiffusion_XL):
         raise AssertionError(f"manager must be of a StableDiffusion_XL, got {type(manager.target).__name__}")
