@@ -10,6 +10,7 @@ from refiners import __version__
 # The modules are imported when they are run: each has a function `main(argv) -> int`.
 COMMANDS = {
     "generate": "make images from a prompt and a checkpoint",
+    "inspect": "say what a file of weights or of a LoRA holds",
     "doctor": "say what is installed and which path each operator takes, and why",
     "bench": "measure the operators against what they replace",
     "demo": "adapt a small diffusion model with LoRAs, and write the pictures",

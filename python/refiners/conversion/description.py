@@ -84,6 +84,28 @@ class Description:
     config: InferenceConfig | None
     unknown: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Give what it says as values that JSON can hold."""
+        components = [
+            {
+                "component": each.component,
+                "format": each.format,
+                "dtype": str(each.dtype).removeprefix("torch."),
+                "parameters": each.parameters,
+                "missing": list(each.missing),
+                "unknown": list(each.unknown),
+            }
+            for each in self.components
+        ]
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "family": self.family,
+            "prediction_type": None if self.config is None else self.config.prediction_type,
+            "components": components,
+            "unknown": list(self.unknown),
+        }
+
     def __str__(self) -> str:
         lines = [f"{self.path.name}: {self.kind}, {self.family or 'no Stable Diffusion'}"]
         if self.config is not None:

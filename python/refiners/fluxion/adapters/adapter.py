@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from torch import nn
 
@@ -29,6 +29,9 @@ class Adapter(Generic[T]):
 
     Adapters of one target nest: the one injected last is the innermost. They may be ejected in any order.
     """
+
+    # Whether models are built with such adapters: their places are then those that weights are named after.
+    is_built_in: ClassVar[bool] = False
 
     # Held in a list so that torch does not register the target as a child.
     _target: list[T]

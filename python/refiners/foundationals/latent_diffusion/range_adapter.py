@@ -90,6 +90,8 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
         Float[Tensor, "batch channels height width"]: Its output, shifted channel by channel.
     """
 
+    is_built_in = True
+
     def __init__(
         self,
         target: fl.Conv2d,

@@ -1,15 +1,16 @@
-"""Finding the layers that low-rank updates belong to, by shape and order."""
+"""Attaching low-rank updates to their layers, whole sets or none: by shape and order, or to layers that are known."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
+from refiners.fluxion.adapters.lora.places import Place
 
 
 class _Slot:
@@ -150,6 +151,28 @@ def auto_attach_loras(
     return failed
 
 
+def attach_loras(loras: Iterable[tuple[Lora[Any], Place]]) -> None:
+    """Attach updates to layers that are known; `find_places` knows them.
+
+    Args:
+        loras: The updates, each with its place.
+
+    Raises:
+        ValueError: If a layer is in no chain, or an update is not for a layer of its kind and shape.
+        AssertionError: If a layer has an update of that name. In either case the tree is as it was.
+    """
+    attached: list[_Attachment] = []
+    with collections_paused():
+        try:
+            for lora, place in loras:
+                if place.parent is None or not lora.is_compatible(place.layer):
+                    raise ValueError(f"loras: the update {lora} does not fit the layer {place.layer}")
+                attached.append(_attach_to(_Slot(place.layer, place.parent), lora))
+        except BaseException:
+            _detach(attached)
+            raise
+
+
 class _Attachment(NamedTuple):
     lora: Lora[Any]
     adapter: LoraAdapter
@@ -167,15 +190,19 @@ def _attach(
     slot = slots.take(lora)
     if slot is None:
         return False
-    is_new = slot.adapter is None
     if debug_map is not None:
         debug_map.append((key, slot.path if slot.adapter is None else slot.adapter.get_path()))
+    attached.append(_attach_to(slot, lora))
+    return True
+
+
+def _attach_to(slot: _Slot, lora: Lora[Any]) -> _Attachment:
+    is_new = slot.adapter is None
     strides = (lora.stride, lora.down.stride) if isinstance(lora, Conv2dLora) else None
     adapter = slot.attach(lora)
     if is_new:
         adapter.inject(slot.parent)
-    attached.append(_Attachment(lora, adapter, is_new, strides))
-    return True
+    return _Attachment(lora, adapter, is_new, strides)
 
 
 def _check_one_to_one(loras: dict[str, Lora[Any]], slots: _Slots, failed: list[str]) -> None:

@@ -26,6 +26,8 @@ class TextEncoderWithPooling(fl.Chain, Adapter[CLIPTextEncoder]):
         Float[Tensor, "batch dim"]: The projected features of the (first) end-of-text token, after the last layer.
     """
 
+    is_built_in = True
+
     def __init__(
         self,
         target: CLIPTextEncoder,

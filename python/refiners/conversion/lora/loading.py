@@ -1,0 +1,181 @@
+"""Updates read from a file by plan, and attached to a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, device as Device, dtype as DType
+
+from refiners.conversion.checkpoint import Checkpoint, StateDict, TensorSource
+from refiners.conversion.lora.keys import split_keys
+from refiners.conversion.lora.names import Part
+from refiners.conversion.lora.plan import LoraPlan, Update, plan_lora
+from refiners.conversion.lora.settings import LoraSettings
+from refiners.conversion.lora.targets import Targets, targets_of
+from refiners.fluxion.adapters.lora import Lora
+from refiners.fluxion.adapters.lora.attach import attach_loras
+from refiners.fluxion.adapters.lora.bulk import collections_paused
+from refiners.fluxion.adapters.lora.places import Place
+from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
+
+Scope: TypeAlias = tuple[Collection[str] | None, Collection[str] | None]
+"""Classes of which a layer must have one above it, and classes of which it must have none; `None` asks for nothing."""
+
+ByOrder: TypeAlias = Callable[[dict[str, Lora[Any]]], None]
+"""Attaches updates of unknown names, by their keys."""
+
+_WIDE = (torch.bfloat16, torch.float32, torch.float64)  # the exponents of float16 run out
+
+
+def attach_lora(
+    model: LatentDiffusionModel,
+    name: str,
+    source: Path | str | Mapping[str, Tensor] | TensorSource,
+    *,
+    scale: float | Tensor = 1.0,
+    scopes: Mapping[Part, Scope] | None = None,
+    partial: bool = False,
+    by_order: ByOrder | None = None,
+) -> LoraPlan:
+    """Attach the updates of a file to the layers that they are named after: all of them, or none.
+
+    Args:
+        model: The model.
+        name: The name of all the updates, which none has yet.
+        source: A file, a folder of PEFT, or tensors by their keys.
+        scale: The multiplier of the updates, beside that of the file.
+        scopes: Where in each network to attach updates; others are left out.
+        partial: Whether to attach what can be attached, and leave the rest.
+        by_order: Attaches updates whose names are not known. It is called when all others are attached, and they stay
+            if it fails.
+
+    Returns:
+        What became of each update.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If something cannot be attached, with a list of what and why; the model is as it was.
+    """
+    if isinstance(source, (str, Path)):
+        with Checkpoint(source) as opened:
+            return attach_lora(model, name, opened, scale=scale, scopes=scopes, partial=partial, by_order=by_order)
+    tensors = StateDict(source) if isinstance(source, Mapping) else source
+    split = split_keys(tensors.infos)
+    if by_order is not None and not split[0]:
+        loras = _from_order(name, tensors, model)
+        if loras:
+            _set_scale(loras.values(), scale)
+            by_order(loras)
+            updates = (Update(key, {}, "LoRA", status="by order", reason=_BY_ORDER) for key in loras)
+            return LoraPlan(tensors.label, tuple(updates), (), frozenset(), {})
+    settings = LoraSettings()
+    if isinstance(tensors, Checkpoint):
+        settings = LoraSettings.of_file(tensors.path, tensors.metadata)
+    targets = targets_of(model)
+    plan = plan_lora(tensors, targets.networks, settings, targets.layer_problem, split)
+    if scopes is not None and any(scope != (None, None) for scope in scopes.values()):
+        plan = plan.within(lambda update: _is_within(update, targets, scopes))
+    if by_order is not None and not partial:
+        plan = plan.by_order(_BY_ORDER)
+    if not partial:
+        plan.check()
+    made = read_updates(name, plan, tensors, targets)
+    unnamed = _read_unnamed(name, plan, tensors, model)
+    _set_scale((*(lora for lora, _ in made), *unnamed.values()), scale)
+    attach_loras(made)
+    if unnamed and by_order is not None:
+        by_order(unnamed)
+    return plan
+
+
+def _set_scale(loras: Iterable[Lora[Any]], scale: float | Tensor) -> None:
+    for lora in loras if isinstance(scale, Tensor) or scale != 1 else ():
+        lora.scale = scale
+
+
+_BY_ORDER = "no layer has this name: attached by order and shape"
+
+
+def _is_within(update: Update, targets: Targets, scopes: Mapping[Part, Scope]) -> bool:
+    if update.part is None or update.part not in scopes:
+        return True
+    include, exclude = scopes[update.part]
+    if include is None and exclude is None:
+        return True
+    above = targets.places[update.part][update.path].class_names
+    return (include is None or not above.isdisjoint(include)) and (exclude is None or above.isdisjoint(exclude))
+
+
+def _from_order(name: str, source: TensorSource, model: LatentDiffusionModel) -> dict[str, Lora[Any]]:
+    """Make updates from keys that end in no known way, two by two; see `Lora.from_dict`."""
+    keys = [key for key in source.infos if ".weight" in key]
+    return Lora.from_dict(name, {key: source.read(key, model.device, model.dtype) for key in keys})
+
+
+def _read_unnamed(name: str, plan: LoraPlan, source: TensorSource, model: LatentDiffusionModel) -> dict[str, Lora[Any]]:
+    loras: dict[str, Lora[Any]] = {}
+    for update in plan.of_status("by order"):
+        tensors = read_tensors(update, source, model.device, model.dtype)
+        loras[update.name] = Lora.from_weights(name, down=tensors["down"], up=tensors["up"])
+    return loras
+
+
+def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targets) -> list[tuple[Lora[Any], Place]]:
+    """Read what a plan attaches, on the device and in the dtype of each layer.
+
+    The multiplier of the file is put into the matrix `up`, so that the scale of an update is the user's alone.
+
+    Args:
+        name: The name of all the updates.
+        plan: What to read.
+        source: The tensors.
+        targets: The model that the plan was made for.
+
+    Raises:
+        ValueError: If a tensor holds infinite numbers, or none.
+    """
+    made: list[tuple[Lora[Any], Place]] = []
+    sums: list[Tensor] = []
+    updates = plan.of_status("fits")
+    with collections_paused():
+        for update in sorted(updates, key=lambda each: source.place(next(iter(each.keys.values())))):
+            assert update.part is not None
+            place = targets.places[update.part][update.path]
+            weight = place.layer.weight
+            tensors = read_tensors(update, source, weight.device, weight.dtype)
+            sums += [_sum(tensor) for tensor in tensors.values()]
+            made.append((plan.kinds[update.kind].make(name, tensors, place.layer), place))
+    _check_finite(sums, plan, updates, source)
+    return made
+
+
+def read_tensors(update: Update, source: TensorSource, device: Device, dtype: DType) -> dict[str, Tensor]:
+    """Read the matrices of an update, `up` multiplied by its scale."""
+    tensors = {role: source.read(key, device, dtype) for role, key in update.keys.items() if role in ("down", "mid")}
+    is_exact = dtype in _WIDE and update.scale > 0 and math.frexp(update.scale)[0] == 0.5
+    if update.scale == 1 or is_exact:
+        up = source.read(update.keys["up"], device, dtype)
+        tensors["up"] = up if update.scale == 1 else up.mul_(update.scale)
+    else:  # rounded once, however the file holds it
+        up = source.read(update.keys["up"], device, torch.float64 if dtype == torch.float64 else torch.float32)
+        tensors["up"] = up.mul_(update.scale).to(dtype)
+    return tensors
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """Add numbers up: the sum is finite if they are, but for a few that are too large. Much faster than to look."""
+    return tensor.sum(dtype=torch.float32) if tensor.dtype == torch.float16 else tensor.sum()
+
+
+def _check_finite(sums: Iterable[Tensor], plan: LoraPlan, updates: Iterable[Update], source: TensorSource) -> None:
+    sums = [each.cpu().double() for each in sums if not each.is_meta]
+    if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+        return
+    for update in updates:
+        for role, key in update.keys.items():
+            if not torch.isfinite(source.read(key, dtype=torch.float64)).all():
+                raise ValueError(f"{plan.label}: {role} of {update.name} holds numbers that are not finite ({key})")

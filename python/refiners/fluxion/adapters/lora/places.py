@@ -1,0 +1,66 @@
+"""The places that low-rank updates can be attached to, by names that adapters do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, cast
+
+import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.adapter import Adapter
+from refiners.fluxion.layers.chain import generate_unique_names
+
+
+class Place(NamedTuple):
+    """A layer in a tree.
+
+    Attributes:
+        layer: The layer.
+        parent: The chain that holds it; `None` where an adapter does without the layer that it replaced.
+    """
+
+    layer: fl.WeightedModule
+    parent: fl.Chain | None
+
+    @property
+    def class_names(self) -> set[str]:
+        """The classes of all chains above the layer, up to the root of the tree."""
+        chains = () if self.parent is None else (self.parent, *self.parent.get_parents())
+        return {type(chain).__name__ for chain in chains}
+
+
+def find_places(root: fl.Chain) -> dict[str, Place]:
+    """Find the layers with weights below a chain, in the order of the tree, by their paths without adapters.
+
+    A path is the layer's key in the state dict of the chain as it was before anything was injected into it: where an
+    adapter stands, its target is meant, and what else the adapter holds has no place.
+
+    Args:
+        root: The chain.
+    """
+    return dict(_walk(root, ""))
+
+
+def _walk(chain: fl.Chain, prefix: str, is_present: bool = True) -> Iterator[tuple[str, Place]]:
+    for key, child, parent in _children(chain):
+        present = is_present and parent is not None
+        if isinstance(child, fl.Chain):
+            yield from _walk(child, f"{prefix}{key}.", present)
+        elif isinstance(child, fl.WeightedModule):
+            yield prefix + key, Place(child, parent if present else None)
+
+
+def _children(chain: fl.Chain) -> Iterable[tuple[str, fl.Module, fl.Chain | None]]:
+    """List the children with their keys and parents, the targets of adapters in the places of these."""
+    modules = chain._modules
+    if not any(isinstance(child, Adapter) for child in modules.values()):
+        return [(key, child, chain) for key, child in modules.items()]
+    found = [_behind(child, chain) for child in modules.values()]
+    keyed = generate_unique_names([child for child, _ in found])
+    return [(key, child, parent) for key, (child, parent) in zip(keyed, found, strict=True)]
+
+
+def _behind(module: fl.Module, parent: fl.Chain | None) -> tuple[fl.Module, fl.Chain | None]:
+    while isinstance(module, Adapter) and not module.is_built_in:
+        adapter, target = cast("fl.Chain", module), cast("Adapter[Any]", module).target
+        module, parent = target, adapter.find_parent(target)
+    return module, parent
