@@ -20,6 +20,7 @@ from refiners.foundationals.latent_diffusion.unet import (
     last_residual,
     make_down_blocks,
     make_up_blocks,
+    no_garbage_collection,
 )
 
 CHANNELS = (320, 640, 1280)
@@ -319,6 +320,7 @@ class SDXLUNet(UNet):
         ("diffusion", "pooled_text_embedding"),
     )
 
+    @no_garbage_collection()
     def __init__(
         self,
         in_channels: int,
