@@ -1,9 +1,11 @@
 """What holds for both U-Nets: conditions come by contexts, are forgotten as said, and are asked for by name."""
 
 import copy
+import gc
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -275,6 +277,27 @@ def test_no_weight_is_drawn_twice(make_unet: MakeUNet, monkeypatch: pytest.Monke
         monkeypatch.setattr(layer, "reset_parameters", reset)
     unet = make_unet()
     assert sorted(drawn) == sorted(id(layer) for layer in unet.layers(fl.WeightedModule))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_after_the_construction_as_before_it(make_unet: MakeUNet, enabled: bool) -> None:
+    starts: list[str] = []
+
+    def count(phase: str, _: dict[str, int]) -> None:
+        starts.append(phase)
+
+    if not enabled:
+        gc.disable()
+    try:
+        for options in ({}, {"in_channels": 0}, {"channels": (12, 24, 48)}):
+            gc.callbacks.append(count)
+            with suppress(ValueError, AssertionError):
+                make_unet(**options)
+            gc.callbacks.remove(count)
+            assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+    assert len(starts) <= 6  # before and after, and not while layers are built
 
 
 @pytest.mark.parametrize(

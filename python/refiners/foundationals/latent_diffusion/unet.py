@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import gc
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -179,6 +181,18 @@ def make_up_blocks(
             if index == 2 and level > 0:
                 block.append(fl.Upsample(current, device=device, dtype=dtype))
             yield block
+
+
+@contextmanager
+def no_garbage_collection() -> Generator[None, None, None]:
+    """Pause the search for garbage: it takes longer than to build a thousand layers, none of which is any."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class BaseTimestepEncoder(fl.Passthrough):

@@ -20,6 +20,7 @@ from refiners.foundationals.latent_diffusion.unet import (
     last_residual,
     make_down_blocks,
     make_up_blocks,
+    no_garbage_collection,
 )
 
 __all__ = [
@@ -224,6 +225,7 @@ class SD1UNet(UNet):
         AssertionError: If `num_attention_heads` does not divide the channels.
     """
 
+    @no_garbage_collection()
     def __init__(
         self,
         in_channels: int,

@@ -24,6 +24,7 @@ from refiners.foundationals.latent_diffusion.unet import (
     last_residual,
     make_down_blocks,
     make_up_blocks,
+    no_garbage_collection,
 )
 
 __all__ = [
@@ -242,6 +243,7 @@ class SDXLUNet(UNet):
         ("diffusion", "pooled_text_embedding"),
     )
 
+    @no_garbage_collection()
     def __init__(
         self,
         in_channels: int,
