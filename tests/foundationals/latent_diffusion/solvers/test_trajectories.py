@@ -59,7 +59,7 @@ def processes() -> Iterator[Options]:
 PROCESSES = [pytest.param(options, id="-".join(map(str, options.values()))) for options in processes()]
 
 
-def draw(*options: Sequence[Any], key: object, count: int = 3) -> list[Any]:
+def draw(*options: Sequence[Any], key: object, count: int = 2) -> list[Any]:
     """Draw some combinations of options, different ones for each key."""
     combinations = list(product(*options))
     return Random(str(key)).sample(combinations, min(count, len(combinations)))
@@ -78,7 +78,7 @@ SIGMA_SCHEDULES = [None, "karras", "exponential"]
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("steps", [*STEPS, 600, 999])
+@pytest.mark.parametrize("steps", [*STEPS, 600])
 def test_ddim(steps: int, process: Options, compare: Callable[..., float], scheduler_of: Callable[..., Any]) -> None:
     # Where `steps` does not divide 1000, diffusers steps to other timesteps than the trailing ones it tells the model.
     grids = LEADING if 1000 % steps else [*LEADING, TRAILING]
