@@ -120,15 +120,13 @@ def test_the_gradients_of_the_kernels_are_those_of_the_formula(subset, isa):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_in_16_bits_are_rounded_once(dtype, isa):
-    arguments = with_gradients(only(make_arguments(dtype), ""))
-    tensors = [arguments[name] for name in ("query", "key", "value")]
+    tensors = [torch.randn(2, n, 128).to(dtype).requires_grad_() for n in (40, 60, 60)]
     wide = [x.detach().double().requires_grad_() for x in tensors]
-    grad = torch.randn(2, 5, 4).to(dtype)
-    found = torch.autograd.grad(operator(**arguments), tensors, grad)
+    grad = torch.randn(2, 40, 128).to(dtype)
+    found = torch.autograd.grad(_OPERATOR(*tensors, 2), tensors, grad)
     for a, b in zip(found, torch.autograd.grad(attention(*wide, 2), wide, grad.double()), strict=True):
-        error = (a.double() - b).norm() / b.norm()
         assert a.dtype == dtype
-        assert error <= torch.finfo(dtype).eps / 2
+        assert (a - b.to(dtype)).count_nonzero() < 0.02 * a.numel()
 
 
 def test_only_asked_gradients_are_computed(isa):
@@ -179,6 +177,15 @@ def test_autocast_reaches_the_kernels(isa):
         *short, 3, mask=bias.bfloat16(), second_key=short[1], second_value=short[2], second_scale=scale
     )
     assert torch.equal(y, expected)
+
+
+def test_gradients_are_not_computed_under_autocast(isa):
+    inputs = [torch.randn(2, 7, 12, requires_grad=True) for _ in range(3)]
+    y = _OPERATOR(*inputs, 3).sum()
+    expected = torch.autograd.grad(y, inputs, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_autocast_casts_the_gradients_back(isa):

@@ -60,16 +60,20 @@ def test_the_rule_is_what_was_measured(isa, dtype, is_recorded, chosen):
     assert reason.startswith("the kernels: " if chosen else "torch's function: ")
 
 
-def test_small_ones_are_left_to_torch(calls):
+def test_small_and_wide_ones_are_left_to_torch(calls):
     if native.isa != "avx2" or not native.has_kernel("attention", torch.float32):
         pytest.skip("the kernels are not in use")
     assert choose_attention("avx2", torch.float32, False, SMALLEST) == (True, "the kernels: faster with AVX2")
     assert choose_attention("avx2", torch.float32, False, SMALLEST - 1)[0] is False
+    assert choose_attention("avx2", torch.float32, False, features=256)[0] is True
+    assert choose_attention("avx2", torch.float32, False, features=257)[0] is False
     layer, few = fl.ScaledDotProductAttention(1), [torch.randn(1, 64, 8) for _ in range(3)]
     many = [torch.randn(2, 256, 16) for _ in range(3)]
     layer(*few)
     assert calls == []
     layer(*many)
+    assert calls == [1]
+    layer(*(torch.randn(1, 64, 512) for _ in range(3)))
     assert calls == [1]
 
 
@@ -115,7 +119,7 @@ def test_what_the_operator_does_not_take_goes_to_torch(inputs, with_avx2):
         query, key, value = query.to("meta"), key.to("meta"), value.to("meta")
     if inputs == "mixed":
         value = value.double()
-    assert not is_faster_than_torch(query, key, value)
+    assert not is_faster_than_torch(query, key, value, 3)
     if inputs == "mixed":
         with pytest.raises(RuntimeError, match="dtype"):
             fl.ScaledDotProductAttention(3)(query, key, value)
@@ -137,14 +141,14 @@ def test_other_ways_to_attend_stay(with_avx2, calls):
 
 def test_the_switch_and_autocast_decide_too(with_avx2):
     inputs = [torch.randn(2, 5, 12) for _ in range(3)]
-    assert is_faster_than_torch(*inputs)
+    assert is_faster_than_torch(*inputs, 3)
     leaf = [x.clone().requires_grad_() for x in inputs]
-    assert not is_faster_than_torch(*leaf)
+    assert not is_faster_than_torch(*leaf, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert is_faster_than_torch(*leaf)
+        assert is_faster_than_torch(*leaf, 3)
     native.use_kernels("attention", False)
     try:
-        assert not is_faster_than_torch(*inputs)
+        assert not is_faster_than_torch(*inputs, 3)
     finally:
         native.use_kernels("attention", True)
 

@@ -14,7 +14,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 SMALLEST = 1 << 21  # products of queries and keys: with fewer, what a call costs in Python is more than what it saves
 
 
-def choose_attention(isa: str, dtype: torch.dtype, is_recorded: bool, products: int = SMALLEST) -> tuple[bool, str]:
+WIDEST = 256  # features of a head: with 512, as in autoencoders, torch's large products are at least as fast
+
+
+def choose_attention(
+    isa: str, dtype: torch.dtype, is_recorded: bool, products: int = SMALLEST, features: int = WIDEST
+) -> tuple[bool, str]:
     """Tell whether the kernels of attention are faster than torch's function, as measured, and why.
 
     Args:
@@ -22,17 +27,20 @@ def choose_attention(isa: str, dtype: torch.dtype, is_recorded: bool, products: 
         dtype: The dtype of the queries.
         is_recorded: Whether a gradient is recorded.
         products: How many numbers are multiplied for the scores.
+        features: The number of features of a head.
     """
     if isa != "avx2":
         return False, "torch's function: the kernels were measured with AVX2 only"
     if dtype == torch.float32 and is_recorded:
         return False, "torch's function: it keeps what the gradient needs"
+    if features > WIDEST:
+        return False, "torch's function: as fast with so many features"
     if products < SMALLEST:
         return False, "torch's function: there is too little to gain"
     return True, "the kernels: faster with AVX2"
 
 
-def is_faster_than_torch(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def is_faster_than_torch(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> bool:
     """Whether `attention` takes these tensors, and is faster than torch's function without biases."""
     tensors = (query, key, value)
     if not query.is_cpu or not all(type(x) in _PLAIN and x.dtype == query.dtype for x in tensors):
@@ -45,4 +53,4 @@ def is_faster_than_torch(query: Tensor, key: Tensor, value: Tensor) -> bool:
         return False
     # a compiled graph serves all sizes, and pays for no Python
     products = SMALLEST if torch.compiler.is_compiling() else query.numel() * key.shape[1]
-    return choose_attention(native.isa, dtype, is_recorded, products)[0]
+    return choose_attention(native.isa, dtype, is_recorded, products, query.shape[2] // num_heads)[0]

@@ -158,7 +158,8 @@ class ScaledDotProductAttention(Module):
         """Attend with all queries at once; a mask takes the place of `is_causal`."""
         heads = (self._split_to_multi_head(query), self._split_to_multi_head(key), self._split_to_multi_head(value))
         if attn_mask is None:
-            if self.dot_product is scaled_dot_product_attention and is_faster_than_torch(query, key, value):
+            is_torch = self.dot_product is scaled_dot_product_attention
+            if is_torch and is_faster_than_torch(query, key, value, self.num_heads):
                 return attention(query, key, value, self.num_heads, is_causal=self.is_causal)
             return self._merge_multi_head(self.dot_product(*heads, is_causal=self.is_causal))
         return self._merge_multi_head(self.dot_product(*heads, attn_mask=attn_mask))
