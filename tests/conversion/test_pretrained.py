@@ -20,6 +20,7 @@ from refiners.foundationals.latent_diffusion import (
     StableDiffusion_XL,
 )
 from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, ModelPredictionType, NoiseSchedule
+from refiners.generate.solvers import make_solver
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,45 @@ def test_the_solver_knows_what_the_model_predicts(folders: dict[str, Path], tmp_
     assert params.model_prediction_type is ModelPredictionType.VELOCITY and params.rescale_zero_terminal_snr
     assert params.noise_schedule is NoiseSchedule.UNIFORM and params.num_train_timesteps == 500
     assert (params.initial_diffusion_rate, params.final_diffusion_rate) == (1e-4, 0.02)
+
+
+@pytest.mark.parametrize(
+    "change", [{"timestep_spacing": "trailing"}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}]
+)
+def test_models_that_need_the_last_timestep_begin_there(
+    change: dict[str, object], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    solver = StableDiffusion_XL.from_pretrained(with_scheduler(folders["SDXL"], tmp_path, **change)).solver
+    assert solver.timesteps[0] == 999 == make_solver("euler", solver).timesteps[0]
+    assert solver.rebuild(1).timesteps.tolist() == [999]
+
+
+def test_parts_may_be_given(folders: dict[str, Path], tmp_path: Path) -> None:
+    whole = StableDiffusion_1.from_pretrained(folders["SD15"])
+    copy = Path(shutil.copytree(folders["SD15"], tmp_path / "copy"))
+    shutil.rmtree(copy / "vae")
+    shutil.rmtree(copy / "text_encoder")
+    parts = {"lda": whole.lda, "clip_text_encoder": whole.clip_text_encoder}
+    model = StableDiffusion_1.from_pretrained(copy, **parts)
+    assert model.lda is whole.lda and model.clip_text_encoder is whole.clip_text_encoder
+
+
+@pytest.mark.parametrize(
+    "part, key, value, message",
+    [
+        ("unet", "attention_head_dim", [2, 2], r"attention_head_dim must be a positive whole number, got \[2, 2\]"),
+        ("vae", "norm_num_groups", None, "norm_num_groups must be a positive whole number, got None"),
+        ("text_encoder", "hidden_act", "gelu_new", "hidden_act must be gelu or quick_gelu, got 'gelu_new'"),
+    ],
+)
+def test_a_wrong_configuration_is_named(
+    part: str, key: str, value: object, message: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folders["SD15"], tmp_path / "copy"))
+    path = copy / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=message):
+        StableDiffusion_1.from_pretrained(copy)
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,11 @@ def test_the_picture_says_how_it_was_made(folder_of: FolderOf, tmp_path: Path) -
     run(folder_of("SD15"), out, "--seed", "5", "--negative", "böse", "--scale", "4.5", "--solver", "euler")
     texts = Image.open(out).text
     assert texts["parameters"] == (
-        "a cat\nNegative prompt: böse\nSteps: 3, Sampler: Euler, Seed: 5, Size: 72x64, Model: SD15, CFG scale: 4.5"
+        "a cat\nNegative prompt: böse\nSteps: 3, Sampler: euler, Seed: 5, Size: 72x64, Model: SD15, CFG scale: 4.5"
     )
     exact = json.loads(texts["refiners"])
     assert exact["prompt"] == "a cat" and exact["seed"] == 5 and exact["size"] == [64, 72]
-    assert exact["solver"] == "Euler" and exact["num_steps"] == 3 and exact["condition_scale"] == 4.5
+    assert exact["solver"] == "euler" and exact["num_steps"] == 3 and exact["condition_scale"] == 4.5
 
 
 def test_a_seed_is_chosen_and_told(folder_of: FolderOf, tmp_path: Path) -> None:
@@ -81,6 +81,16 @@ def test_from_an_image(folder_of: FolderOf, tmp_path: Path) -> None:
     model = StableDiffusion_1.from_pretrained(folder_of("SD15"))
     expected = model.generate("a cat", size=(64, 72), num_steps=3, seed=2, init_image=image, strength=0.5)[0]
     assert Image.open(out).tobytes() == expected.tobytes()
+
+
+def test_the_size_is_that_of_the_image(folder_of: FolderOf, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    Image.new("RGB", (66, 90)).save(tmp_path / "in.jpg", exif=turned)
+    arguments = ["--checkpoint", str(folder_of("SD15")), "--prompt", "a", "--steps", "2", "--seed", "1"]
+    assert main([*arguments, "--init", str(tmp_path / "in.jpg"), "--out", str(tmp_path / "out.png")]) == 0
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.size == (88, 64)
 
 
 def test_into_a_mask(folder_of: FolderOf, tmp_path: Path) -> None:
@@ -139,6 +149,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "strength": (["--strength", "2"], "argument --strength: expected a number from 0 to 1, got '2'"),
     "mask": (["--mask", __file__], "argument --mask: needs --init, the image to paint into"),
     "lora": (["--lora", "nowhere:0.5"], "argument --lora: there is no file 'nowhere'"),
+    "no picture": (["--out", "image.jpg"], "argument --out: expected a name that ends in .png, got 'image.jpg'"),
+    "last seed": (
+        ["--seed", str(2**64 - 1), "--count", "2"],
+        "argument --seed: with --count 2, the last seed is more",
+    ),
+    "hub": (["--checkpoint", "owner/name"], "there is no file or folder 'owner/name'; --download takes it from the"),
     "unknown": (["--hopp"], "unrecognized arguments: --hopp"),
 }
 
@@ -163,6 +179,9 @@ def test_a_lora_may_have_a_scale_and_a_colon_in_its_name(tmp_path: Path) -> None
 def test_what_does_not_fit_is_one_line(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
     picture = tmp_path / "in.png"
     Image.new("RGB", (8, 8)).save(picture)
+    damaged = tmp_path / "damaged.jpg"
+    Image.effect_noise((64, 64), 90).save(damaged)
+    damaged.write_bytes(damaged.read_bytes()[:-500])
     cases = [
         (folder_of("SD15"), ["--device", "nonsense"], "argument --device: 'nonsense' is not to be had here"),
         (
@@ -174,6 +193,8 @@ def test_what_does_not_fit_is_one_line(folder_of: FolderOf, tmp_path: Path, caps
         (folder_of("SD15") / "unet", [], "has a U-Net, but lacks what a StableDiffusion_1 needs besides: lda"),
         (folder_of("SD15") / "scheduler", [], "scheduler"),
         (folder_of("SD15"), ["--init", __file__], "cannot identify image file"),
+        (folder_of("SD15"), ["--init", str(damaged)], "truncated"),
+        (folder_of("SD15"), ["--solver", "lcm", "--steps", "60"], "num_orig_steps"),
     ]
     for folder, argv, message in cases:
         assert run(folder, tmp_path / "out.png", *argv) == 2

@@ -277,7 +277,7 @@ def inference_config(opened: OpenedSources, unet: Found, family: Family) -> Infe
         prediction_type=_prediction_type(opened, family) if scheduler is None else scheduler.prediction_type,
         zero_snr=any("ztsnr" in source.infos for source in opened.sources)
         or (scheduler is not None and scheduler.rescale_betas_zero_snr),
-        latent_scale=float(opened.configs.get("vae", {}).get("scaling_factor", _LATENT_SCALES[family])),
+        latent_scale=float(opened.configs.get("vae", {}).get("scaling_factor") or _LATENT_SCALES[family]),
         scheduler=scheduler,
         raw=opened.configs,
     )

@@ -85,8 +85,10 @@ def _shards(index: Path) -> list[Path]:
         names: set[str] = set(json.loads(index.read_text())["weight_map"].values())
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{index} is no index of shards: it has no object `weight_map`") from error
+    if not names:
+        raise ValueError(f"{index} names no file")
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise ValueError(f"{index} names a file that is not next to it: {name!r}")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(f"{index} names a file that is missing: {name}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Size, device as Device, dtype as DType
 
+import refiners.fluxion.layers as fl
 from refiners.conversion.detection import Found
 from refiners.conversion.diffusion import DiffusionCheckpoint, SchedulerConfig, open_diffusion_checkpoint
 from refiners.conversion.loading import load_into
@@ -19,8 +20,16 @@ from refiners.foundationals.clip.text_encoder import (
     CLIPTextEncoderL,
     CLIPTextEncoderSizes,
 )
+from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
-from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, ModelPredictionType, Solver, SolverParams
+from refiners.foundationals.latent_diffusion.solvers import (
+    DDIM,
+    DPMSolver,
+    ModelPredictionType,
+    Solver,
+    SolverParams,
+    TimestepSpacing,
+)
 from refiners.foundationals.latent_diffusion.stable_diffusion_1 import (
     SD1Autoencoder,
     SD1UNet,
@@ -50,6 +59,8 @@ def load_pretrained(
     path: Path | str,
     *,
     solver: Solver | None = None,
+    lda: LatentDiffusionAutoencoder | None = None,
+    clip_text_encoder: fl.Chain | None = None,
     device: Device | str = "cpu",
     dtype: DType = torch.float32,
     variant: str | None = None,
@@ -62,6 +73,8 @@ def load_pretrained(
         kind: The class of the model; `LatentDiffusionModel` for any.
         path: A folder in the format of diffusers, or a single file.
         solver: The solver (default: that of the model, told what the checkpoint predicts).
+        lda: An autoencoder to take instead of that of the checkpoint, which then needs to have none.
+        clip_text_encoder: The same of the text encoder.
         device: Where the model runs.
         dtype: The dtype that it runs in.
         variant: Which of the variants of a folder is meant, such as `"fp16"`.
@@ -75,7 +88,8 @@ def load_pretrained(
         found = _kind_of(checkpoint)
         if not issubclass(found, kind):
             raise TypeError(f"{path} holds a {found.__name__}, not a {kind.__name__}: load it by that class")
-        missing = [name for name in ("lda", "clip_text_encoder") if getattr(checkpoint, name) is None]
+        given = {"lda": lda, "clip_text_encoder": clip_text_encoder}
+        missing = [name for name, part in given.items() if part is None and getattr(checkpoint, name) is None]
         if missing:
             raise ValueError(
                 f"{path} has a U-Net, but lacks what a {found.__name__} needs besides: {', '.join(missing)}"
@@ -86,20 +100,23 @@ def load_pretrained(
             else (_sd1_unet, _sd1_autoencoder, _text_encoder)
         )
         configs = checkpoint.config.raw
-        lda, text_encoder = cast(Found, checkpoint.lda), cast(Found, checkpoint.clip_text_encoder)
 
-        def load(make: Callable[..., Any], weights: Found) -> Any:
+        def load(make: Callable[..., Any], weights: Found | None) -> Any:
+            assert weights is not None  # otherwise it is missing
             return load_into(make(weights, configs), weights, device=device, dtype=dtype)
 
         model = found(
             unet=load(make[0], checkpoint.unet),
-            lda=load(make[1], lda),
-            clip_text_encoder=load(make[2], text_encoder),
+            lda=load(make[1], checkpoint.lda) if lda is None else cast(Any, lda),
+            clip_text_encoder=load(make[2], checkpoint.clip_text_encoder)
+            if clip_text_encoder is None
+            else cast(Any, clip_text_encoder),
             solver=_solver(found, checkpoint) if solver is None else solver,
             device=device,
             dtype=dtype,
         )
-        model.lda.encoder_scale = checkpoint.config.latent_scale
+        if lda is None:
+            model.lda.encoder_scale = checkpoint.config.latent_scale
     return cast(M, model.requires_grad_(False))
 
 
@@ -127,25 +144,27 @@ def _sd1_unet(found: Found, configs: Configs) -> SD1UNet:
         shapes["DownBlocks.Chain_1.Conv2d.weight"][1],
         channels=layout.channels,
         text_embedding_dim=_text_dim(shapes),
-        num_attention_heads=config.get("attention_head_dim", 8),  # what it has long been called there
-        num_groups=config.get("norm_num_groups", 32),
+        num_attention_heads=_integer(config, "attention_head_dim", 8),  # what it has long been called there
+        num_groups=_integer(config, "norm_num_groups", 32),
         device="meta",
     )
 
 
 def _xl_unet(found: Found, configs: Configs) -> SDXLUNet:
     layout, shapes, config = cast(UNetLayout, found.layout), found.shapes, configs.get("unet", {})
-    time_ids_dim = config.get("addition_time_embed_dim", 256)
-    heads = config.get("attention_head_dim")
+    time_ids_dim = _integer(config, "addition_time_embed_dim", 256)
+    heads = config.get("attention_head_dim")  # numbers of heads, one for each resolution or one for all
+    last = {"attention_head_dim": heads[-1] if isinstance(heads, Sequence) and heads else heads}
+    head_dim = 64 if heads is None else layout.channels[-1] // _integer(last, "attention_head_dim", 1)
     return SDXLUNet(
         shapes["DownBlocks.Chain_1.Conv2d.weight"][1],
         channels=layout.channels,
         text_embedding_dim=_text_dim(shapes),
         pooled_text_embedding_dim=shapes["TimestepEncoder.Sum.TextTimeEmbedding.Linear_1.weight"][1] - 6 * time_ids_dim,
         num_attention_layers=layout.depths,
-        head_dim=layout.channels[-1] // heads[-1] if heads else 64,
+        head_dim=head_dim,
         time_ids_embedding_dim=time_ids_dim,
-        num_groups=config.get("norm_num_groups", 32),
+        num_groups=_integer(config, "norm_num_groups", 32),
         device="meta",
     )
 
@@ -164,7 +183,15 @@ def _xl_autoencoder(found: Found, configs: Configs) -> SDXLAutoencoder:
 
 
 def _groups(configs: Configs) -> int:
-    return configs.get("vae", {}).get("norm_num_groups", 32)
+    return _integer(configs.get("vae", {}), "norm_num_groups", 32)
+
+
+def _integer(config: Mapping[str, Any], key: str, default: int) -> int:
+    """Read a positive number of a configuration."""
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config.json: {key} must be a positive whole number, got {value!r}")
+    return value
 
 
 def _text_encoder(found: Found, configs: Configs) -> CLIPTextEncoder:
@@ -190,10 +217,12 @@ def _text_sizes(
         "max_sequence_length": below["Sum.PositionalEncoder.Embedding.weight"][0],
         "vocabulary_size": vocabulary_size,
         "num_layers": sum(key.endswith("Residual_1.LayerNorm.weight") for key in below) + more_layers,
-        "num_attention_heads": config.get("num_attention_heads", max(1, dim // 64)),
+        "num_attention_heads": _integer(config, "num_attention_heads", max(1, dim // 64)),
         "feedforward_dim": below["TransformerLayer_1.Residual_2.FeedForward.Linear_1.weight"][0],
     }
     if "hidden_act" in config:
+        if config["hidden_act"] not in ("gelu", "quick_gelu"):
+            raise ValueError(f"config.json: hidden_act must be gelu or quick_gelu, got {config['hidden_act']!r}")
         sizes["use_quick_gelu"] = config["hidden_act"] == "quick_gelu"
     return sizes
 
@@ -207,6 +236,9 @@ def _solver(kind: type[LatentDiffusionModel], checkpoint: DiffusionCheckpoint) -
     params: dict[str, Any] = {"model_prediction_type": _PREDICTIONS[prediction]}
     if config.zero_snr:
         params["rescale_zero_terminal_snr"] = True
+    if config.zero_snr or (config.scheduler is not None and config.scheduler.timestep_spacing == "trailing"):
+        # Such models need the last timestep: those without signal there, and those that were distilled for few steps.
+        params |= {"timesteps_spacing": TimestepSpacing.TRAILING_ROUNDED, "timesteps_offset": 0}
     if config.scheduler is not None:
         params |= _noise_params(config.scheduler)
     make = DDIM if kind is StableDiffusion_XL else DPMSolver

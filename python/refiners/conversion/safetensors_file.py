@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Mapping
+from operator import index
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ class SafetensorsFile:
         self._file = path.open("rb", buffering=0)
         try:
             header, self._start = self._read_header()
-            self.metadata: dict[str, str] = dict(header.pop("__metadata__", {}))
+            self.metadata: dict[str, str] = dict(header.pop("__metadata__", None) or {})
             self._places: dict[str, int] = {}
             self.infos: dict[str, TensorInfo] = {}
             size = path.stat().st_size
@@ -75,7 +76,7 @@ class SafetensorsFile:
             raise ValueError(f"{self.path} is not a safetensors file: its header cannot be {length} bytes long")
         try:
             header: Any = json.loads(self._file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.path} is not a safetensors file: its header is no JSON ({error})") from error
         if not isinstance(header, Mapping):
             raise ValueError(f"{self.path} is not a safetensors file: its header is no object")
@@ -83,10 +84,12 @@ class SafetensorsFile:
 
     def _check_entry(self, key: str, entry: Any, size: int) -> tuple[TensorInfo, int]:
         try:
-            name, shape, (begin, end) = entry["dtype"], Size(entry["shape"]), entry["data_offsets"]
-        except (KeyError, TypeError, ValueError) as error:
+            name, shape, (begin, end) = entry["dtype"], Size(entry["shape"]), map(index, entry["data_offsets"])
+            if min(shape, default=0) < 0:
+                raise ValueError("a size is negative")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.path}: the header has no dtype, shape and place of {key!r}") from error
-        if name not in _DTYPES:
+        if not isinstance(name, str) or name not in _DTYPES:
             raise ValueError(f"{self.path}: {key!r} is of the dtype {name}, expected one of {', '.join(_DTYPES)}")
         dtype = _DTYPES[name]
         if not 0 <= begin <= end or end - begin != shape.numel() * dtype.itemsize:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
+    from refiners.generate.setup import Setup
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,23 +32,24 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: With code 2, after a one-line error, if an option is wrong; with code 0 after the help.
     """
     options = parse_options(argv)
-    from refiners.generate.setup import SetupError, load_model
+    from refiners.generate.setup import SetupError, set_up
 
     try:
-        model = load_model(options)
+        setup = set_up(options)
     except SetupError as error:
         print(f"refiners generate: {error}", file=sys.stderr)
         return 2
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    for path in save(generate(model, options, seed), model, options, seed):
+    for path in save(generate(setup, options, seed), setup.model, options, seed):
         print(path)
     return 0
 
 
-def generate(model: LatentDiffusionModel, options: Options, seed: int) -> list[Image]:
+def generate(setup: Setup, options: Options, seed: int) -> list[Image]:
     """Take all steps, and draw a bar of how many are done."""
-    from PIL import Image
     from tqdm import tqdm
+
+    model = setup.model
 
     start = time.perf_counter()
     bar = tqdm(desc=f"seed {seed}", unit="step", disable=None, file=sys.stderr)  # None: not if nobody looks
@@ -62,11 +64,11 @@ def generate(model: LatentDiffusionModel, options: Options, seed: int) -> list[I
         images = model.generate(
             options.prompt,
             options.negative,
-            size=options.size,
+            size=setup.size,
             num_steps=options.steps,
             condition_scale=options.scale,
             seed=[seed + i for i in range(options.count)],
-            init_image=None if options.init is None or options.mask else Image.open(options.init).convert("RGB"),
+            init_image=setup.init_image,
             strength=options.strength,
             on_step=on_step,
         )
@@ -76,12 +78,13 @@ def generate(model: LatentDiffusionModel, options: Options, seed: int) -> list[I
 
 def save(images: list[Image], model: LatentDiffusionModel, options: Options, seed: int) -> list[Path]:
     """Write the images, the second and following ones with a number after the name."""
-    from refiners.generate.metadata import describe
+    from refiners.generate.metadata import default_scale, describe
 
     paths: list[Path] = []
     for i, image in enumerate(images):
         path = options.out if i == 0 else options.out.with_stem(f"{options.out.stem}-{i + 1}")
-        info = describe(options, seed + i, (image.height, image.width), type(model.solver).__name__)
+        scale = options.scale if options.scale is not None else default_scale(model)
+        info = describe(options, seed + i, (image.height, image.width), type(model.solver).__name__, scale)
         image.save(path, pnginfo=info)
         paths.append(path)
     return paths

@@ -62,11 +62,11 @@ def parse_options(argv: Sequence[str]) -> Options:
     add("--download", action="store_true", help="take --checkpoint from the Hugging Face Hub: OWNER/NAME[@REVISION]")
     add("--prompt", required=True, help="what the image shows")
     add("--negative", default="", metavar="PROMPT", help="what it does not show")
-    add("--out", type=new_file, default=Path("image.png"), help="the PNG to write (default: image.png)")
+    add("--out", type=_new_png, default=Path("image.png"), help="the PNG to write (default: image.png)")
     add("--steps", type=natural(1, 1000), default=30, help="steps from noise to image (default: 30)")
     add("--scale", type=number(0), help="the weight of the prompt (default: that of the model)")
     add("--seed", type=natural(0, MOST_SEED), help="the seed of the noise (default: a random one, which is told)")
-    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="in pixels, multiples of 8 (default: that of the model)")
+    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="multiples of 8 (default: that of --init, or of the model)")
     add("--count", type=natural(1), default=1, help="images, of consecutive seeds, in one batch (default: 1)")
     add("--solver", choices=SOLVERS, help="the solver (default: that of the model)")
     add("--lora", type=_lora, action="append", default=[], metavar="FILE[:SCALE]", help="may be given several times")
@@ -79,11 +79,21 @@ def parse_options(argv: Sequence[str]) -> Options:
     options = Options(**vars(parser.parse_args(argv)))
     if not options.download:
         if not Path(options.checkpoint).exists():
-            parser.error(f"argument --checkpoint: there is no file or folder {options.checkpoint!r}")
+            hint = "; --download takes it from the Hugging Face Hub" if str(options.checkpoint).count("/") == 1 else ""
+            parser.error(f"argument --checkpoint: there is no file or folder {options.checkpoint!r}{hint}")
         options = replace(options, checkpoint=Path(options.checkpoint))
+    if options.seed is not None and options.seed + options.count - 1 > MOST_SEED:
+        parser.error(f"argument --seed: with --count {options.count}, the last seed is more than {MOST_SEED}")
     if options.mask is not None and options.init is None:
         parser.error("argument --mask: needs --init, the image to paint into")
     return options
+
+
+def _new_png(text: str) -> Path:
+    path = new_file(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, got {text!r}")
+    return path
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL.Image
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import device as Device
 
 from refiners.conversion.pretrained import load_pretrained
@@ -20,8 +24,18 @@ class SetupError(Exception):
     """A problem that the user can mend; one line explains it."""
 
 
-def load_model(options: Options) -> LatentDiffusionModel:
-    """Load the checkpoint, and set up what was asked for.
+class Setup(NamedTuple):
+    """All that it takes to generate."""
+
+    model: LatentDiffusionModel
+    size: tuple[int, int]
+    """The height and width of the images, in pixels."""
+    init_image: PIL.Image.Image | None
+    """What to start from."""
+
+
+def set_up(options: Options) -> Setup:
+    """Read the pictures, load the checkpoint, and set up what was asked for.
 
     Raises:
         SetupError: If there is no such device, the checkpoint, a LoRA or a picture cannot be read, or they do not fit
@@ -30,21 +44,36 @@ def load_model(options: Options) -> LatentDiffusionModel:
     device = find_device(options.device)
     dtype = str_to_dtype(options.dtype or ("float32" if device.type == "cpu" else "float16"))
     try:
+        image, mask = (None if path is None else read_picture(path) for path in (options.init, options.mask))
         checkpoint = download_snapshot(str(options.checkpoint)) if options.download else options.checkpoint
         model: LatentDiffusionModel = load_pretrained(LatentDiffusionModel, checkpoint, device=device, dtype=dtype)
         if options.solver is not None:
             model.solver = make_solver(options.solver, model.solver).to(device=device, dtype=dtype)
+        model.set_inference_steps(options.steps)
         add_loras(model, options)
-        if isinstance(model, StableDiffusion_1_Inpainting):
-            _set_mask(model, options)
-        elif options.mask is not None:
-            raise SetupError(f"argument --mask: {options.checkpoint} is no checkpoint that paints into a mask")
-        for path in (options.init, options.mask):
-            if path is not None:
-                Image.open(path).verify()
-    except (ValueError, OSError, NotImplementedError, ImportError) as error:
+    except (ValueError, OSError, NotImplementedError, AssertionError, ImportError) as error:
         raise SetupError(str(error)) from error
-    return model
+    size = options.size or _size_of(image) or (model.default_size, model.default_size)
+    if isinstance(model, StableDiffusion_1_Inpainting):
+        if image is None or mask is None:
+            raise SetupError(f"{options.checkpoint} paints into a mask: give --init and --mask")
+        pictures = image.convert("RGB"), mask.convert("L")
+        model.set_inpainting_conditions(*(picture.resize((size[1], size[0])) for picture in pictures))
+        return Setup(model, size, None)
+    if mask is not None:
+        raise SetupError(f"argument --mask: {options.checkpoint} is no checkpoint that paints into a mask")
+    return Setup(model, size, None if image is None else image.convert("RGB"))
+
+
+def read_picture(path: Path) -> PIL.Image.Image:
+    """Read a picture as it is to be seen; cameras note how they were held."""
+    with Image.open(path) as picture:
+        return ImageOps.exif_transpose(picture)
+
+
+def _size_of(picture: PIL.Image.Image | None) -> tuple[int, int] | None:
+    """Give the height and width of a picture, rounded to multiples of 8."""
+    return None if picture is None else (max(8, round(picture.height / 8) * 8), max(8, round(picture.width / 8) * 8))
 
 
 def find_device(name: str) -> Device:
@@ -80,14 +109,3 @@ def add_loras(model: LatentDiffusionModel, options: Options) -> None:
             )
             raise SetupError(f"argument --lora: {first}{hint}") from error
     model.requires_grad_(False)
-
-
-@torch.no_grad()
-def _set_mask(model: StableDiffusion_1_Inpainting, options: Options) -> None:
-    if options.init is None or options.mask is None:
-        raise SetupError(f"{options.checkpoint} paints into a mask: give --init and --mask")
-    height, width = options.size or (model.default_size, model.default_size)
-    image, mask = (Image.open(path) for path in (options.init, options.mask))
-    model.set_inpainting_conditions(
-        image.convert("RGB").resize((width, height)), mask.convert("L").resize((width, height))
-    )

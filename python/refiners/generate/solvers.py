@@ -14,6 +14,7 @@ from refiners.foundationals.latent_diffusion.solvers import (
     LCMSolver,
     Solver,
     SolverParams,
+    TimestepSpacing,
     UniPC,
 )
 
@@ -35,4 +36,6 @@ def make_solver(name: str, like: Solver) -> Solver:
     make, params = SOLVERS[name]
     known = ("num_train_timesteps", "initial_diffusion_rate", "final_diffusion_rate", "noise_schedule")
     known += ("model_prediction_type", "rescale_zero_terminal_snr")
+    if like.params.timesteps_spacing is TimestepSpacing.TRAILING_ROUNDED:  # the model needs the last timestep
+        known += ("timesteps_spacing", "timesteps_offset")
     return make(30, params=dataclasses.replace(params, **{field: getattr(like.params, field) for field in known}))

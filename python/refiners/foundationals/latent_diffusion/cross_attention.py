@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Shaped
 from torch import Size, Tensor, device as Device, dtype as DType
@@ -11,6 +12,9 @@ from torch import Size, Tensor, device as Device, dtype as DType
 import refiners.fluxion.layers as fl
 from refiners.fluxion.context import Contexts
 from refiners.foundationals.latent_diffusion.reuse import Reused
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Distribute(fl.Distribute):
@@ -29,8 +33,13 @@ class Distribute(fl.Distribute):
         results: list[Any] = []
         for arg, (name, layer), reused in zip(args, self._modules.items(), self._reused):
             call = partial(self._call_layer, layer, name)
-            results.append(reused.rows(call, arg, (layer,)) if results and isinstance(arg, Tensor) else call(arg))
+            results.append(reused(call, arg, (layer,)) if results and isinstance(arg, Tensor) else call(arg))
         return tuple(results)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for reused in self._reused:  # the old place need not keep what is not needed there
+            reused.forget()
+        return super()._apply(fn, recurse)
 
     def _show_only_tag(self) -> bool:
         return True

@@ -17,7 +17,7 @@ def has_overflowed(x: Float[Tensor, "*shape"]) -> bool:
 
     A norm that follows an infinity spreads it to all channels and pixels of a group as NaN, so that none stays hidden.
     """
-    return x.dtype == torch.float16 and not bool(x.isfinite().all())
+    return x.dtype == torch.float16 and not x.is_meta and not bool(x.isfinite().all())
 
 
 T = TypeVar("T", bound=fl.Chain)

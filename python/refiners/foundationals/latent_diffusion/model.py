@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.layers.module import twin
 from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
 from refiners.foundationals.latent_diffusion.noise import Generators, sample_noise
 from refiners.foundationals.latent_diffusion.solvers import Solver
@@ -136,6 +137,8 @@ class LatentDiffusionModel(fl.Module, ABC):
             ValueError: If the numbers of images, of generators, of items of the noise and `batch_size` differ.
         """
         height, width = size[0] // 8, size[1] // 8
+        if height < 1 or width < 1:
+            raise ValueError(f"size must be at least (8, 8), got {size}")
         images = [] if init_image is None else list(init_image) if isinstance(init_image, Sequence) else [init_image]
         counts = {"batch_size": batch_size, "init_image": len(images) if len(images) > 1 else None}
         if noise is not None:
@@ -154,6 +157,7 @@ class LatentDiffusionModel(fl.Module, ABC):
         if noise is None:
             batch = next(iter(given.values()), 1)
             noise = self.sample_noise((batch, 4, height, width), self.device, self.dtype, generator=generator)
+        noise = noise.to(device=self.device, dtype=self.dtype)
         if not images:
             return self.solver.initial_latents(noise)
         latents = self.lda.images_to_latents([image.resize((size[1], size[0])) for image in images])
@@ -208,7 +212,9 @@ class LatentDiffusionModel(fl.Module, ABC):
                 f"clip_text_embedding must have {x.shape[0] * (1 + guided)} items for {x.shape[0]} images{pairs},"
                 f" got {prompts}"
             )
-        latents = self.concatenate_condition(self.solver.scale_model_input(x, step=step))  # checks the step, too
+        if step not in self.steps:
+            raise AssertionError(f"invalid step {step}: must be from {self.steps[0]} to {self.steps[-1]}")
+        latents = self.concatenate_condition(self.solver.scale_model_input(x, step=step))
         timestep = self.solver.timesteps[step].unsqueeze(0)
         self.set_unet_context(timestep=timestep, clip_text_embedding=clip_text_embedding, **kwargs)
         if guided:
@@ -220,15 +226,10 @@ class LatentDiffusionModel(fl.Module, ABC):
 
     def structural_copy(self) -> Self:
         """Copy the model but for its weights and its solver, which both models share."""
-        copy = type(self)(
-            unet=self.unet.structural_copy(),
-            lda=self.lda.structural_copy(),
-            clip_text_encoder=self.clip_text_encoder.structural_copy(),
-            solver=self.solver,
-            device=self.device,
-            dtype=self.dtype,
-        )
-        copy.classifier_free_guidance = self.classifier_free_guidance
+        copy = twin(self)  # not by the constructor, which would move what both share
+        copy.unet = self.unet.structural_copy()
+        copy.lda = self.lda.structural_copy()
+        copy.clip_text_encoder = self.clip_text_encoder.structural_copy()
         return copy
 
     @abstractmethod
@@ -257,7 +258,7 @@ class LatentDiffusionModel(fl.Module, ABC):
         strength: float = 0.8,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> list[Image.Image]:
-        """Generate images: encode the prompts, take all steps, decode.
+        """Generate images: encode the prompts, take all steps, decode. The solver is rebuilt for the number of steps.
 
         Args:
             text: A prompt, or one for each image.
@@ -268,7 +269,7 @@ class LatentDiffusionModel(fl.Module, ABC):
             seed: The seed of the noise, or one for each image: an image does not depend on the others of its batch, nor
                 on the device (default: torch's random state).
             init_image: An image to start from, or one for each image.
-            strength: How much of `init_image` to give up, from 0 (nothing) to 1.
+            strength: How much of `init_image` to give up, from 0, one step, to 1, all of them.
             on_step: Called after each step, with its number and the latents.
 
         Raises:
@@ -292,9 +293,8 @@ class LatentDiffusionModel(fl.Module, ABC):
             seeds = [seeds[0] + i for i in range(batch)]
         generators = None if seeds is None else [Generator().manual_seed(one) for one in seeds]
 
-        first_step = round((1 - strength) * (num_steps - 1)) if images else 0
-        self.set_inference_steps(num_steps, first_step)
         conditions = self.compute_conditions(prompts * (batch // len(prompts)), negative_text, size=(height, width))
+        self.set_inference_steps(num_steps, round((1 - strength) * (num_steps - 1)) if images else 0)
         options = {} if condition_scale is None else {"condition_scale": condition_scale}
         x = self.init_latents((height, width), images or None, batch_size=batch, generator=generators)
         for step in self.steps:
@@ -309,20 +309,37 @@ class LatentDiffusionModel(fl.Module, ABC):
         path: Path | str,
         *,
         solver: Solver | None = None,
+        lda: LatentDiffusionAutoencoder | None = None,
+        clip_text_encoder: fl.Chain | None = None,
         device: Device | str = "cpu",
         dtype: DType = torch.float32,
+        variant: str | None = None,
     ) -> Self:
         """Load a checkpoint of any of the public formats, without a converted copy.
 
         Args:
             path: A folder in the format of diffusers, or a single file.
             solver: The solver (default: that of the model, for the kind of prediction that the checkpoint makes).
+            lda: An autoencoder to take instead of that of the checkpoint, which then needs to have none.
+            clip_text_encoder: The same of the text encoder.
             device: Where the model runs.
             dtype: The dtype that it runs in.
+            variant: Which of the variants of a folder is meant, such as `"fp16"`.
 
         Raises:
-            TypeError: If the checkpoint is of another kind of model.
+            FileNotFoundError: If there is nothing at the path.
+            ValueError: If the checkpoint is not whole, or of no structure that is known.
+            TypeError: If it is of another kind of model.
         """
         from refiners.conversion.pretrained import load_pretrained
 
-        return load_pretrained(cls, path, solver=solver, device=device, dtype=dtype)
+        return load_pretrained(
+            cls,
+            path,
+            solver=solver,
+            lda=lda,
+            clip_text_encoder=clip_text_encoder,
+            device=device,
+            dtype=dtype,
+            variant=variant,
+        )

@@ -27,7 +27,7 @@ def sample_noise(
     Args:
         size: The shape.
         device: Where to put the noise.
-        dtype: Its dtype; the numbers do not depend on it but for their rounding.
+        dtype: Its dtype; in 16 bits the numbers are those of float32, rounded.
         offset_noise: Add this many times one more number for each channel, which lets a model learn very dark and very
             bright images. See [Diffusion with Offset Noise](https://www.crosslabs.org/blog/diffusion-with-offset-noise).
         generator: Draws the numbers (default: torch's own of the device). With one for each item of the batch, an item

@@ -69,9 +69,18 @@ class RangeEncoder(fl.Chain):
 
     def forward(self, *args: Any) -> Float[Tensor, "*batch 1 embedding_dim"]:
         layers = tuple(self)
-        if len(args) != 1 or len(layers) != 5 or any(is_watched(layer) for layer in (*layers[:2], layers[3])):
+        if len(args) != 1 or not self._is_as_built(layers):
             return super().forward(*args)
         return self._reused.rows(super().forward, args[0], (layers[2], layers[4]))
+
+    def _is_as_built(self, layers: tuple[fl.Module, ...]) -> bool:
+        """Whether the result depends on the two linear layers alone."""
+        if len(layers) != 5 or any(map(is_watched, (layers[0], layers[1], layers[3]))):
+            return False
+        sinusoids, converter, _, activation, _ = layers
+        if type(sinusoids) is not fl.Lambda or type(converter) is not fl.Converter or type(activation) is not fl.SiLU:
+            return False
+        return sinusoids.func == self.compute_sinusoidal_embedding and not converter.set_device and converter.set_dtype
 
     def compute_sinusoidal_embedding(self, x: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1 embedding_dim"]:
         """Embed numbers in the first layer's dimension."""
@@ -128,16 +137,12 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
     def forward(self, *args: Any) -> Tensor:
         target, *others = self
         projection = others[0] if len(others) == 1 else None
-        if type(projection) is not fl.Chain or len(projection) != 4:
+        if type(projection) is not fl.Chain or len(projection) != 4 or is_watched(projection):
             return super().forward(*args)
         use_context, activation, linear, reshape = projection
-        if any(is_watched(layer) for layer in (projection, use_context, activation, reshape)):
+        if type(activation) is not fl.SiLU or is_watched(activation):
             return super().forward(*args)
-
-        def project(embedding: Tensor) -> Tensor:
-            return linear(activation(embedding))
-
-        shift = self._reused.rows(project, use_context(), (linear,))
+        shift = self._reused.rows(lambda embedding: linear(activation(embedding)), use_context(), (linear,))
         return target(*args) + reshape(shift)
 
     @property

@@ -1,4 +1,4 @@
-"""Results that are used again while nothing they depend on has changed.
+"""Results of linear layers that are used again while nothing they depend on has changed.
 
 From step to step, most of what a U-Net computes is new. What it makes of the prompts is not, and what it makes of the
 timesteps can be computed for all steps at once.
@@ -6,11 +6,12 @@ timesteps can be computed for all steps at once.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
@@ -18,73 +19,91 @@ from refiners.fluxion.adapters.lora.plain import find_plain_parts
 from refiners.fluxion.layers.watched import is_watched
 from refiners.ops.transforms import is_autocast, is_transformed
 
+_MOST_ROWS = 100  # of a table that is computed as a whole
+
 
 class _Entry(NamedTuple):
-    tensors: list[Tensor]  # held, so that no other tensor can be taken for one of them
+    tensors: list[weakref.ref[Tensor]]  # their callbacks drop the entry
+    storages: list[UntypedStorage]  # held, so that no other tensor comes to lie at the same address
     state: list[object]
     result: Tensor
+    version: int
 
 
 class Reused:
-    """The last result of a function, as long as nothing that it depends on has changed.
+    """The last result of a function of a tensor and of linear layers, as long as none of them has changed.
 
-    A result belongs to the very tensors it was made of, while no in-place change, cast or move has touched them. Like
-    autograd, this sees changes by their version counters, not those that were written through `.data`.
+    The function must depend on nothing else: its owner makes sure of that at each call. A result belongs to the very
+    tensors it was made of, while they live and no in-place change, cast or move has touched them. Like autograd, this
+    sees changes by their version counters: not those written through `.data`, or past torch, as by numpy into shared
+    memory.
 
     The function is simply called where a result could be wrong or in the way: while gradients are recorded, under
     `torch.func` and autocast, while compiling or capturing a graph, for tensors without a version counter, which are
-    those made in inference mode, and where a module is no plain `fl.Linear` or `LoraAdapter` of one.
+    those made in inference mode, and where a layer is no plain `fl.Linear`, nor a `LoraAdapter` of one whose scales are
+    numbers.
     """
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None  # replaced as a whole, for threads that share it
 
-    def __call__(self, function: Callable[[], Tensor], depends_on: Sequence[fl.Module | Tensor]) -> Tensor:
-        """Give `function()`.
+    def __call__(self, function: Callable[[Tensor], Tensor], x: Tensor, layers: Sequence[fl.Module]) -> Tensor:
+        """Give `function(x)`, which depends on these layers."""
+        found = self._find(function, x, layers)
+        return function(x) if found is None else found
 
-        Args:
-            function: The function.
-            depends_on: The tensors and modules that its result depends on.
-        """
-        found = self._find(function, depends_on)
-        return function() if found is None else found
-
-    def rows(self, function: Callable[[Tensor], Tensor], x: Tensor, depends_on: Sequence[fl.Module | Tensor]) -> Tensor:
-        """Give `function(x)`, of a function that treats the rows of its argument one by one.
+    def rows(self, function: Callable[[Tensor], Tensor], x: Tensor, layers: Sequence[fl.Module]) -> Tensor:
+        """Give `function(x)`, which depends on these layers and treats the rows of its argument one by one.
 
         Where `x` is some rows of a larger tensor, as the timestep of a step is one of those of all steps, the function
         is called with all rows, and the same rows of its result are given.
-
-        Args:
-            function: The function.
-            x: Its argument.
-            depends_on: The tensors and modules, besides the argument, that its result depends on.
         """
         table, rows = _table_of(x)
-        found = self._find(lambda: function(table), (table, *depends_on))
+        found = self._find(function, table, layers)
         if found is None:
             return function(x)
         return found if rows is None else found[rows]
 
-    def _find(self, function: Callable[[], Tensor], depends_on: Sequence[fl.Module | Tensor]) -> Tensor | None:
+    def forget(self) -> None:
+        """Drop the result."""
+        self._entry = None
+
+    def _find(self, function: Callable[[Tensor], Tensor], x: Tensor, layers: Sequence[fl.Module]) -> Tensor | None:
         """Give the result, computed now if need be; None where it must not be kept."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
             return None
-        tensors, numbers = list[Tensor](), list[object]()
-        if not all(_add(item, tensors, numbers) for item in depends_on):
+        tensors, numbers = [x], list[object]()
+        if type(x) is not Tensor or x.is_meta or not all(_add(layer, tensors, numbers) for layer in layers):
             return None
-        first = tensors[0]
-        if any(tensor.is_inference() for tensor in tensors) or first.is_meta or is_autocast(first):
+        if any(tensor.is_inference() for tensor in tensors) or is_autocast(x):
             return None
-        if first.is_cuda:
+        if x.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return None  # a replay would read the result after it was dropped
-            numbers.append(torch.cuda.current_stream(first.device).cuda_stream)  # no other waits for what this one does
+            numbers.append(torch.cuda.current_stream(x.device).cuda_stream)  # no other waits for what this one does
         state = [(tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors] + numbers
         entry = self._entry
-        if entry is None or entry.state != state or any(a is not b for a, b in zip(entry.tensors, tensors)):
-            self._entry = entry = _Entry(tensors, state, function())
-        return entry.result
+        if (
+            entry is not None
+            and entry.state == state
+            and all(kept() is tensor for kept, tensor in zip(entry.tensors, tensors))
+            and entry.result._version == entry.version  # nobody has written into it
+        ):
+            return entry.result
+        result = function(x)
+        if type(result) is not Tensor or result.is_inference():
+            return result
+        this = weakref.ref(self)
+
+        def drop(_: object) -> None:
+            owner = this()
+            if owner is not None:
+                owner.forget()
+
+        owners = [weakref.ref(tensor, drop) for tensor in tensors]
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        self._entry = _Entry(owners, storages, state, result, result._version)
+        return result
 
     def __deepcopy__(self, memo: object) -> Reused:
         return Reused()
@@ -96,7 +115,7 @@ class Reused:
 def _table_of(x: Tensor) -> tuple[Tensor, int | slice | None]:
     """Give the tensor that x is one row or some rows of, and which; x itself and None if it is no such part."""
     table = x._base
-    if table is None or table.ndim == 0 or table.dtype != x.dtype:
+    if table is None or table.ndim == 0 or table.shape[0] > _MOST_ROWS or table.dtype != x.dtype:
         return x, None
     offset, row = int(x.storage_offset()) - int(table.storage_offset()), table.stride(0) or 1
     start, rest = offset // row, offset % row
@@ -111,28 +130,21 @@ def _table_of(x: Tensor) -> tuple[Tensor, int | slice | None]:
     return x, None
 
 
-def _add(item: fl.Module | Tensor, tensors: list[Tensor], numbers: list[object]) -> bool:
-    """Append the tensors and numbers that stand for an item; False where they do not tell all."""
-    if isinstance(item, Tensor):
-        tensors.append(item)
-        return type(item) is Tensor or type(item) is nn.Parameter
-    if type(item) is fl.Linear:
-        weight, bias = item._parameters.get("weight"), item._parameters.get("bias")
-        if is_watched(item) or type(weight) is not nn.Parameter or "bias" not in item._parameters:
+def _add(layer: fl.Module, tensors: list[Tensor], numbers: list[object]) -> bool:
+    """Append the tensors and numbers that stand for a layer; False where they do not tell all."""
+    if is_watched(layer):
+        return False
+    if type(layer) is fl.Linear:
+        weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
+        if type(weight) is not nn.Parameter or "bias" not in layer._parameters:
             return False
         tensors += [weight] if bias is None else [weight, bias]
         return True
-    if not isinstance(item, LoraAdapter) or is_watched(item):
-        return False
-    parts = find_plain_parts(item)
-    if parts is None:
+    parts = find_plain_parts(layer) if isinstance(layer, LoraAdapter) else None
+    if parts is None or any(isinstance(scale, Tensor) for scale in parts.scales):
         return False
     tensors += [parts.weight, *parts.downs, *parts.ups]
     if parts.bias is not None:
         tensors.append(parts.bias)
-    for scale in parts.scales:
-        if isinstance(scale, Tensor):
-            tensors.append(scale)
-        else:
-            numbers.append(scale)
+    numbers += parts.scales
     return True

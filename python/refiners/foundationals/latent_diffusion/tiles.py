@@ -63,7 +63,7 @@ def blending_mask(size: Size, blending: int, tile: Tile, image: Size) -> Float[T
         image: The height and width of the image, in the unit of the tile.
     """
     length = min(blending, min(size) // 2)
-    slope = torch.linspace(0, 1, length) if blending > 1 else torch.full((length,), 0.5)
+    slope = torch.linspace(0, 1, length) if length > 1 else torch.full((length,), 0.5)
     rows, columns = torch.ones(size.height), torch.ones(size.width)
     if tile.top > 0:
         rows[:length] *= slope

@@ -89,6 +89,9 @@ class FrankenSolver(Solver):
     def _predict_noise(self, x: Tensor, prediction: Tensor, step: int, dtype: DType) -> Tensor:
         raise NotImplementedError("what the prediction is, only the scheduler knows")
 
+    def reset(self) -> None:
+        self.diffusers_scheduler.set_timesteps(self.num_inference_steps)  # forgets the steps made so far
+
     def _timestep(self, step: int) -> Tensor:
         return self.diffusers_scheduler.timesteps[step]
 
@@ -107,6 +110,8 @@ class FrankenSolver(Solver):
         generator: Generators = None,
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
+        if step == self.first_inference_step:
+            self.reset()
         make_step = self.diffusers_scheduler.step
         options: dict[str, Any] = {}
         if generator is not None and "generator" in inspect.signature(make_step).parameters:

@@ -85,8 +85,9 @@ class Solver(DiffusionProcess, ABC):
         _check_integer("first_inference_step", first_inference_step)
         self.num_inference_steps = int(num_inference_steps)
         self.first_inference_step = int(first_inference_step)
-        super().__init__(params)
-        self._use_grid(*self._initial_grid())
+        with torch.device("cpu"):  # numbers are read from them, whatever the default is
+            super().__init__(params)
+            self._use_grid(*self._initial_grid())
         if not 0 <= first_inference_step < len(self.timesteps):
             raise ValueError(
                 f"first_inference_step must be from 0 to {len(self.timesteps) - 1}, got {first_inference_step}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -19,9 +18,6 @@ from refiners.foundationals.latent_diffusion.prompts import pair_prompts
 from refiners.foundationals.latent_diffusion.solvers import DPMSolver, Solver
 from refiners.foundationals.latent_diffusion.stable_diffusion_1.autoencoder import SD1Autoencoder
 from refiners.foundationals.latent_diffusion.stable_diffusion_1.unet import SD1UNet
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class StableDiffusion_1(LatentDiffusionModel):
@@ -154,6 +150,7 @@ class StableDiffusion_1_Inpainting(StableDiffusion_1):
     def _make_unet(device: Device | str, dtype: DType) -> SD1UNet:
         return SD1UNet(in_channels=9, device=device, dtype=dtype)
 
+    @torch.no_grad()
     def set_inpainting_conditions(
         self,
         target_image: Image.Image | Sequence[Image.Image],
@@ -183,7 +180,7 @@ class StableDiffusion_1_Inpainting(StableDiffusion_1):
         width, height = sizes.pop()
         if latents_size is None:
             latents_size = (height // 8, width // 8)
-        elif latents_size != (height // 8, width // 8):
+        elif tuple(latents_size) != (height // 8, width // 8):
             raise ValueError(
                 f"latents_size must be {(height // 8, width // 8)} for images of {height}x{width} pixels,"
                 f" got {latents_size}"
@@ -191,9 +188,10 @@ class StableDiffusion_1_Inpainting(StableDiffusion_1):
         covered = images_to_tensor([item.convert("L") for item in masks], device=self.device) > 0.5
         covered = covered.to(self.dtype)
         pixels = images_to_tensor([item.convert("RGB") for item in images], device=self.device, dtype=self.dtype)
-        self.target_image_latents = self.lda.encode((2 * pixels - 1) * (1 - covered))
-        self.mask_latents = interpolate(covered, torch.Size(latents_size))
-        return self.mask_latents, self.target_image_latents
+        latents = self.lda.encode((2 * pixels - 1) * (1 - covered))
+        mask_latents = interpolate(covered, torch.Size(latents_size))
+        self.target_image_latents, self.mask_latents = latents, mask_latents
+        return mask_latents, latents
 
     def concatenate_condition(
         self, latents: Float[Tensor, "batch 4 height width"]
@@ -214,8 +212,3 @@ class StableDiffusion_1_Inpainting(StableDiffusion_1):
             )
         conditions = (self.mask_latents, self.target_image_latents)
         return torch.cat((latents, *(item.expand(batch, -1, -1, -1) for item in conditions)), dim=1)
-
-    def structural_copy(self) -> Self:
-        copy = super().structural_copy()
-        copy.mask_latents, copy.target_image_latents = self.mask_latents, self.target_image_latents
-        return copy

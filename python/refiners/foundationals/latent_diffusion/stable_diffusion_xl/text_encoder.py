@@ -116,8 +116,8 @@ class DoubleTextEncoder(fl.Chain):
             device: Where to create what is new.
             dtype: The dtype of what is new.
         """
-        first = text_encoder_l or CLIPTextEncoderL(device=device, dtype=dtype)
-        second = text_encoder_g or CLIPTextEncoderG(device=device, dtype=dtype)
+        first = CLIPTextEncoderL(device=device, dtype=dtype) if text_encoder_l is None else text_encoder_l
+        second = CLIPTextEncoderG(device=device, dtype=dtype) if text_encoder_g is None else text_encoder_g
         super().__init__(fl.Parallel(first[:-2], second), fl.Lambda(self.concatenate_embeddings))
         TextEncoderWithPooling(second, projection=projection, device=device, dtype=dtype).inject(
             self.layer("Parallel", fl.Parallel)
