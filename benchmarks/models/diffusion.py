@@ -13,17 +13,19 @@ import time
 import warnings
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import refiners
 from refiners.bench.measure import Candidate, Plan, Summary, compare, time_on_cpu
 from refiners.conversion.loading import load_into, to_diffusers
+from refiners.fluxion.utils import save_to_safetensors
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
 from refiners.ops.library import native
 
@@ -87,9 +89,9 @@ def make_theirs(ours: SD1UNet, memory_format: torch.memory_format) -> Any:
     """Give diffusers' U-Net with the weights of ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from diffusers import UNet2DConditionModel
+        diffusers: Any = import_module("diffusers")
     with torch.device("meta"):
-        theirs = UNet2DConditionModel(
+        theirs: Any = diffusers.UNet2DConditionModel(
             cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
         )
     theirs.load_state_dict(to_diffusers(ours.state_dict()), assign=True)
@@ -99,7 +101,7 @@ def make_theirs(ours: SD1UNet, memory_format: torch.memory_format) -> Any:
 def loading(folder: Path) -> dict[str, Any]:
     """Time the loading of a U-Net from one file of float16, next to reading the file: from disk, and from memory."""
     path = folder / "unet.safetensors"
-    save_file(to_diffusers(SD1UNet(4, dtype=torch.float16).state_dict()), path)
+    save_to_safetensors(path, to_diffusers(SD1UNet(4, dtype=torch.float16).state_dict()))
     size = path.stat().st_size
     times: dict[str, dict[str, float]] = {}
     for cache in ("cold", "warm"):
@@ -136,7 +138,7 @@ def drop(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def building() -> dict[str, float]:
+def building() -> dict[str, dict[str, float]]:
     """Time the construction of models without weights; the best and the median of ten."""
     samples: dict[str, list[float]] = {}
     for _ in range(10):
@@ -199,8 +201,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each runs (default: 5)")
     parser.add_argument("--skip-loading", action="store_true", help="write no file of 1.7 GB")
     arguments = parser.parse_args(argv)
-    import diffusers
-
     report: dict[str, Any] = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "isa": native.isa,
         "load": [round(load, 2) for load in os.getloadavg()],
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        "diffusers": version("diffusers"),
         "refiners": refiners.__version__,
         "building": building(),
     }

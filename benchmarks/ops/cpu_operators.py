@@ -1,4 +1,6 @@
-"""Measure the operators that replace functions of torch on the CPU, over shapes of the U-Nets of SD1.5 and SDXL."""
+"""Measure the operators that replace functions of torch on the CPU, over shapes of the U-Nets of SD1.5 and SDXL, of the
+autoencoder, SAM and Swin.
+"""
 
 import argparse
 import json
@@ -17,13 +19,27 @@ from torch import Tensor
 
 import refiners
 from refiners.bench.measure import Candidate, Plan, compare, make_flush, time_on_cpu
-from refiners.ops import geglu, group_norm, linear
+from refiners.ops import attention, geglu, group_norm, linear
 from refiners.ops.library import native
 
 DTYPES = (torch.float32, torch.bfloat16)
 LINEARS = ((256, 1280, 10240), (256, 5120, 1280), (256, 1280, 1280), (256, 640, 640), (154, 2048, 640), (2, 1280, 1280))
 GEGLUS = ((2048, 10240), (8192, 5120))  # SDXL; the second is that of SD1.5 at 64² too
 IMAGES = ((320, 64), (640, 32), (1280, 16), (1280, 8))  # channels and width in SD1.5
+
+ATTENTIONS = (  # heads, queries, keys, features of a head: SD1.5 and SDXL, of tokens and of text; the autoencoder
+    (8, 4096, 4096, 40),
+    (10, 1024, 1024, 64),
+    (8, 1024, 1024, 80),
+    (4, 1024, 1024, 128),
+    (8, 256, 256, 160),
+    (8, 4096, 77, 40),
+    (10, 1024, 77, 64),
+    (1, 1024, 1024, 512),
+)
+PROMPTS = ((8, 4096, 40, 4), (10, 1024, 64, 16))  # heads, queries, features, keys of an image prompt beside 77 of text
+GRIDS = ((25, 16, 14, 80), (1, 2, 64, 80))  # batch, heads, width of the grid, features: in windows and over all of SAM
+WINDOWS = ((64, 4, 49), (64, 4, 144), (16, 8, 144))  # windows, heads, tokens in Swin, with 32 features
 
 
 class Case(NamedTuple):
@@ -77,6 +93,99 @@ def group_norms() -> Iterator[Case]:
                 )
 
 
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return torch.unflatten(x, -1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+
+
+def _attention_by_torch(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    q, k, v = _heads(query, heads), _heads(key, heads), _heads(value, heads)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+
+def attentions() -> Iterator[Case]:
+    for dtype in DTYPES:
+        for heads, queries, keys, features in ATTENTIONS:
+            q, k, v = (torch.randn(1, tokens, heads * features).to(dtype) for tokens in (queries, keys, keys))
+            yield Case(
+                "attention",
+                f"{heads} heads, {queries}x{keys}x{features}",
+                dtype,
+                lambda q=q, k=k, v=v, heads=heads: _attention_by_torch(q, k, v, heads),
+                lambda q=q, k=k, v=v, heads=heads: attention(q, k, v, heads),
+            )
+
+
+def prompted_attentions() -> Iterator[Case]:
+    for dtype in DTYPES:
+        for heads, queries, features, keys in PROMPTS:
+            q = torch.randn(2, queries, heads * features).to(dtype)
+            k, v = (torch.randn(2, 77, heads * features).to(dtype) for _ in range(2))
+            k2, v2 = (torch.randn(2, keys, heads * features).to(dtype) for _ in range(2))
+            scale = torch.tensor(0.6)
+
+            def by_torch(
+                q: Tensor = q, k: Tensor = k, v: Tensor = v, k2: Tensor = k2, v2: Tensor = v2, heads: int = heads
+            ) -> Tensor:
+                return _attention_by_torch(q, k, v, heads) + 0.6 * _attention_by_torch(q, k2, v2, heads)
+
+            yield Case(
+                "attention + image prompt",
+                f"2x{heads} heads, {queries}x(77 + {keys})x{features}",
+                dtype,
+                by_torch,
+                lambda q=q, k=k, v=v, k2=k2, v2=v2, heads=heads, scale=scale: attention(
+                    q, k, v, heads, second_key=k2, second_value=v2, second_scale=scale
+                ),
+            )
+
+
+def positioned_attentions() -> Iterator[Case]:
+    for dtype in DTYPES:
+        for batch, heads, width, features in GRIDS:
+            q, k, v = torch.randn(batch, width**2, 3 * heads * features).to(dtype).chunk(3, dim=-1)
+            rows, columns = (torch.randn(batch, heads, width**2, width).to(dtype) for _ in range(2))
+
+            def by_torch(
+                q: Tensor = q,
+                k: Tensor = k,
+                v: Tensor = v,
+                rows: Tensor = rows,
+                columns: Tensor = columns,
+                heads: int = heads,
+            ) -> Tensor:
+                bias = (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(-2)
+                return _attention_by_torch(q, k, v, heads, bias)
+
+            yield Case(
+                "attention + relative position",
+                f"{batch}x{heads} heads, {width}²x{width}²x{features}",
+                dtype,
+                by_torch,
+                lambda q=q, k=k, v=v, rows=rows, columns=columns, heads=heads: attention(
+                    q, k, v, heads, row_bias=rows, column_bias=columns
+                ),
+            )
+
+
+def window_attentions() -> Iterator[Case]:
+    for dtype in DTYPES:
+        for windows, heads, tokens in WINDOWS:
+            q, k, v = torch.randn(windows, tokens, 3 * heads * 32).to(dtype).chunk(3, dim=-1)
+            mask = torch.where(torch.rand(windows, 1, tokens, tokens) > 0.3, 0.0, -100.0).to(dtype)
+            bias = torch.randn(heads, tokens, tokens).to(dtype)
+            yield Case(
+                "attention + bias + mask",
+                f"{windows}x{heads} heads, {tokens}x{tokens}x32",
+                dtype,
+                lambda q=q, k=k, v=v, mask=mask, bias=bias, heads=heads: _attention_by_torch(
+                    q, k, v, heads, mask + bias
+                ),
+                lambda q=q, k=k, v=v, mask=mask, bias=bias, heads=heads: attention(
+                    q, k, v, heads, mask=mask, bias=bias
+                ),
+            )
+
+
 def measure(case: Case, plan: Plan, flush: Callable[[], None]) -> dict[str, Any]:
     """Time both, in turns and with cold caches, and compare their errors with the result in float64."""
     with torch.inference_mode():
@@ -91,6 +200,17 @@ def measure(case: Case, plan: Plan, flush: Callable[[], None]) -> dict[str, Any]
         "speedup": 1 / ours.ratio,
         "rounds": ours.rounds,
     }
+
+
+ALL = (
+    linears,
+    geglus,
+    group_norms,
+    attentions,
+    prompted_attentions,
+    positioned_attentions,
+    window_attentions,
+)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -133,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cases": [],
     }
     flush, plan = make_flush("cpu"), Plan(arguments.min_time, max_rounds=200)
-    for cases in (linears, geglus, group_norms):
+    for cases in ALL:
         report["cases"] += [measure(case, plan, flush) for case in cases()]
     print(table(report), end="")
     if arguments.json:

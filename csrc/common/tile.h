@@ -93,11 +93,13 @@ inline void pack_panel(const T* right, int64_t row_stride, int64_t depth, int64_
   for (int64_t n = 0; n < kPanel<V>; n += V::kWidth) {
     const int64_t count = columns - n;
     int64_t k = 0;
-    if (count >= V::kWidth) {
+    if (count > 0) {
       for (; k + V::kWidth <= depth; k += V::kWidth) {
         typename V::Reg square[V::kWidth];
 #pragma GCC unroll 16
-        for (int i = 0; i < V::kWidth; ++i) square[i] = V::load(right + (n + i) * row_stride + k);
+        for (int i = 0; i < V::kWidth; ++i) {
+          square[i] = i < count ? V::load(right + (n + i) * row_stride + k) : V::zero();
+        }
         V::transpose(square);
 #pragma GCC unroll 16
         for (int i = 0; i < V::kWidth; ++i) V::store(panel + (k + i) * kPanel<V> + n, square[i]);

@@ -58,13 +58,18 @@ struct Avx2 {
   static Reg abs(Reg v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
   static Reg round(Reg v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static Reg choose_negative(Reg sign, Reg negative, Reg other) { return _mm256_blendv_ps(other, negative, sign); }
-  static Reg power_of_two(Reg n) {  // 2^n for whole numbers in [-126, 127]
+  static Reg power_of_two(Reg n) {  // 2^n for whole numbers in [-126, 127], 0 for -127
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
   }
   static float sum(Reg v) {  // of its elements
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float max_of(Reg v) {  // of its elements
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
   }
   // Element i of vector j becomes element j of vector i.
   static void transpose(Reg (&v)[8]) {
@@ -134,10 +139,11 @@ struct Avx512 {
   static Reg choose_negative(Reg sign, Reg negative, Reg other) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(sign)), other, negative);
   }
-  static Reg power_of_two(Reg n) {  // 2^n for whole numbers in [-126, 127]
+  static Reg power_of_two(Reg n) {  // 2^n for whole numbers in [-126, 127], 0 for -127
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
   }
   static float sum(Reg v) { return _mm512_reduce_add_ps(v); }
+  static float max_of(Reg v) { return _mm512_reduce_max_ps(v); }
   // Element i of vector j becomes element j of vector i.
   static void transpose(Reg (&v)[16]) {
     Reg pairs[16];

@@ -24,6 +24,21 @@ inline typename V::Reg exp(typename V::Reg x) {
   return V::mul(V::mul(p, V::power_of_two(half)), V::power_of_two(V::sub(n, half)));
 }
 
+// 2^x for x ≤ 0, to two units in the last place, and 0 below -126.5: weights of a softmax, relative to the largest.
+template <class V>
+inline typename V::Reg exp2_of_negative(typename V::Reg x) {
+  x = V::max(V::set(-127.0f), x);
+  const typename V::Reg n = V::round(x), r = V::sub(x, n);
+  typename V::Reg p = V::set(1.5353362e-4f);  // fitted to a relative error of 2e-9
+  p = V::fma(p, r, V::set(1.3398875e-3f));
+  p = V::fma(p, r, V::set(9.618437e-3f));
+  p = V::fma(p, r, V::set(5.5503324e-2f));
+  p = V::fma(p, r, V::set(2.4022648e-1f));
+  p = V::fma(p, r, V::set(6.931472e-1f));
+  p = V::fma(p, r, V::set(1.0f));
+  return V::mul(p, V::power_of_two(n));
+}
+
 // 1 / (1 + e^-x).
 template <class V>
 inline typename V::Reg sigmoid(typename V::Reg x) {

@@ -18,11 +18,11 @@ from typing import Any, cast
 import torch
 
 from refiners import __version__
-from refiners.ops.library import CUDA_DTYPES, PACKAGE, NativeLibrary, native
+from refiners.ops.attention_choice import choose_attention
+from refiners.ops.library import DTYPES, PACKAGE, WITH_ONE_KERNEL, NativeLibrary, native
 from refiners.ops.lora_block import limit_of, lora_block_cache
 from refiners.ops.settings import unknown_variables
 
-_DTYPES = (*CUDA_DTYPES, torch.float64)
 _PACKAGES = ("safetensors", "numpy", "pillow", "jaxtyping")
 
 
@@ -46,7 +46,8 @@ def report() -> dict[str, Any]:
         "native library": _library(native),
         "host module": {"loaded": host is not None, "problem": host_problem},
         "operators": {
-            **{name: _on_cpu(native, name) for name in ("geglu", "group_norm", "linear")},
+            **{name: _on_cpu(native, name) for name in WITH_ONE_KERNEL},
+            "fl.ScaledDotProductAttention": _attention_layer(native),
             "lora_linear": _lora_linear(native),
         },
         "block cache": {
@@ -132,7 +133,7 @@ def _library(library: NativeLibrary) -> dict[str, Any]:
 
 def _lora_linear(library: NativeLibrary) -> dict[str, str]:
     paths: dict[str, str] = {}
-    for dtype in _DTYPES:
+    for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         plan, reason = library.explain_lora_linear(name, has_block=False)
         paths[f"cpu {name}"] = _path(plan, library.isa, reason)
@@ -146,11 +147,22 @@ def _lora_linear(library: NativeLibrary) -> dict[str, str]:
 
 def _on_cpu(library: NativeLibrary, operator: str) -> dict[str, str]:
     paths: dict[str, str] = {}
-    for dtype in _DTYPES:
+    for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         plan, reason = library.explain(operator, name)
         paths[f"cpu {name}"] = _path(plan, library.isa, reason)
     paths["other devices"] = "portable: there are kernels for the CPU only"
+    return paths
+
+
+def _attention_layer(library: NativeLibrary) -> dict[str, str]:
+    """Tell what the layer does, which asks whether it gains by the operator."""
+    paths: dict[str, str] = {}
+    for dtype in DTYPES:
+        for is_recorded in (False, True):
+            has_kernel = library.has_kernel("attention", dtype)
+            reason = choose_attention(library.isa, dtype, is_recorded)[1] if has_kernel else "torch's function"
+            paths[f"cpu {str(dtype).removeprefix('torch.')}{', training' * is_recorded}"] = reason
     return paths
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -103,6 +105,27 @@ def test_solvers_are_told_what_the_model_predicts(name: str) -> None:
     solver = make_solver(name, known)
     assert solver.params.num_train_timesteps == 500
     assert list(MADE) == list(SOLVERS)
+
+
+def test_only_an_option_downloads(folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    asked: list[tuple[str, str | None, list[str]]] = []
+
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(folder_of("SD15"))
+
+    hub = ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(SystemExit, match="2"):
+        run(Path("owner/name"), tmp_path / "out.png")
+    assert not asked
+    assert run(Path("owner/name@v1"), tmp_path / "out.png", "--download", "--seed", "1") == 0
+    assert asked[0][:2] == ("owner/name", "v1") and all("bin" not in pattern for pattern in asked[0][2])
+    assert json.loads(Image.open(tmp_path / "out.png").text["refiners"])["checkpoint"] == "name@v1"
+    capsys.readouterr()
+    assert run(Path("name"), tmp_path / "other.png", "--download") == 2
+    assert "repository must be owner/name or owner/name@revision, got 'name'" in capsys.readouterr().err
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

@@ -8,7 +8,14 @@ GROUP_NORM = (
     "(Tensor x, int groups, Tensor? weight=None, Tensor? bias=None, Tensor? add=None,"
     " float eps=1.0000000000000001e-05, bool silu=False)"
 )
+ATTENTION = (
+    "(Tensor query, Tensor key, Tensor value, int num_heads, bool is_causal=False, Tensor? mask=None,"
+    " Tensor? bias=None, float? scale=None, Tensor? row_bias=None, Tensor? column_bias=None,"
+    " Tensor? second_key=None, Tensor? second_value=None, Tensor? second_scale=None, Tensor? second_mask=None)"
+)
 SCHEMAS = {
+    "attention": f"refiners::attention{ATTENTION} -> Tensor",
+    "_attention_portable": f"refiners::_attention_portable{ATTENTION} -> Tensor",
     "group_norm": f"refiners::group_norm{GROUP_NORM} -> Tensor",
     "_group_norm_portable": f"refiners::_group_norm_portable{GROUP_NORM} -> Tensor",
     "_geglu_portable": "refiners::_geglu_portable(Tensor x, bool tanh=False) -> Tensor",

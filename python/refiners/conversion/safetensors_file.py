@@ -19,7 +19,7 @@ from torch import Size, Tensor, device as Device, dtype as DType
 from refiners.conversion.tensor_info import TensorInfo
 
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
-_CHUNK = 1 << 22  # bytes that are cast at a time: they stay in the caches
+_CHUNK = 1 << 20  # bytes that are cast at a time: they stay in the caches
 
 _DTYPES = {
     "BOOL": torch.bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
 
@@ -21,7 +22,7 @@ def describe(options: Options, seed: int, size: tuple[int, int], solver: str) ->
         "Sampler": solver,
         "Seed": seed,
         "Size": f"{width}x{height}",
-        "Model": options.checkpoint.stem,
+        "Model": Path(options.checkpoint).stem,
     }
     if options.scale is not None:
         settings["CFG scale"] = options.scale
@@ -37,7 +38,7 @@ def describe(options: Options, seed: int, size: tuple[int, int], solver: str) ->
     info.add_itxt("parameters", "\n".join(lines))
     exact = {
         "version": __version__,
-        "checkpoint": options.checkpoint.name,
+        "checkpoint": Path(options.checkpoint).name,
         "prompt": options.prompt,
         "negative_prompt": options.negative,
         "num_steps": options.steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refiners.options import MOST_SEED, OneLineParser, existing_file, natural, new_file, number
@@ -26,7 +26,8 @@ class LoraOption:
 class Options:
     """What the user can choose; `None` leaves a choice to the model."""
 
-    checkpoint: Path
+    checkpoint: Path | str  # a repository, if `download`
+    download: bool
     prompt: str
     negative: str
     out: Path
@@ -57,7 +58,8 @@ def parse_options(argv: Sequence[str]) -> Options:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", type=_existing, required=True, help="a folder in the format of diffusers, or a single file")
+    add("--checkpoint", required=True, metavar="PATH", help="a folder in the format of diffusers, or a single file")
+    add("--download", action="store_true", help="take --checkpoint from the Hugging Face Hub: OWNER/NAME[@REVISION]")
     add("--prompt", required=True, help="what the image shows")
     add("--negative", default="", metavar="PROMPT", help="what it does not show")
     add("--out", type=new_file, default=Path("image.png"), help="the PNG to write (default: image.png)")
@@ -75,16 +77,13 @@ def parse_options(argv: Sequence[str]) -> Options:
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     add("--dtype", choices=DTYPES, help="(default: float32 on the CPU, float16 elsewhere)")
     options = Options(**vars(parser.parse_args(argv)))
+    if not options.download:
+        if not Path(options.checkpoint).exists():
+            parser.error(f"argument --checkpoint: there is no file or folder {options.checkpoint!r}")
+        options = replace(options, checkpoint=Path(options.checkpoint))
     if options.mask is not None and options.init is None:
         parser.error("argument --mask: needs --init, the image to paint into")
     return options
-
-
-def _existing(text: str) -> Path:
-    path = Path(text)
-    if not path.exists():
-        raise argparse.ArgumentTypeError(f"there is no file or folder {text!r}")
-    return path
 
 
 def _size(text: str) -> tuple[int, int]:

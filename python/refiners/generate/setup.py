@@ -7,6 +7,7 @@ from PIL import Image
 from torch import device as Device
 
 from refiners.conversion.pretrained import load_pretrained
+from refiners.conversion.snapshot import download_snapshot
 from refiners.fluxion.utils import str_to_dtype
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
@@ -29,20 +30,19 @@ def load_model(options: Options) -> LatentDiffusionModel:
     device = find_device(options.device)
     dtype = str_to_dtype(options.dtype or ("float32" if device.type == "cpu" else "float16"))
     try:
-        model: LatentDiffusionModel = load_pretrained(
-            LatentDiffusionModel, options.checkpoint, device=device, dtype=dtype
-        )
+        checkpoint = download_snapshot(str(options.checkpoint)) if options.download else options.checkpoint
+        model: LatentDiffusionModel = load_pretrained(LatentDiffusionModel, checkpoint, device=device, dtype=dtype)
         if options.solver is not None:
             model.solver = make_solver(options.solver, model.solver).to(device=device, dtype=dtype)
         add_loras(model, options)
         if isinstance(model, StableDiffusion_1_Inpainting):
             _set_mask(model, options)
         elif options.mask is not None:
-            raise SetupError(f"argument --mask: {options.checkpoint.name} is no checkpoint that paints into a mask")
+            raise SetupError(f"argument --mask: {options.checkpoint} is no checkpoint that paints into a mask")
         for path in (options.init, options.mask):
             if path is not None:
                 Image.open(path).verify()
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, OSError, NotImplementedError, ImportError) as error:
         raise SetupError(str(error)) from error
     return model
 
@@ -85,7 +85,7 @@ def add_loras(model: LatentDiffusionModel, options: Options) -> None:
 @torch.no_grad()
 def _set_mask(model: StableDiffusion_1_Inpainting, options: Options) -> None:
     if options.init is None or options.mask is None:
-        raise SetupError(f"{options.checkpoint.name} paints into a mask: give --init and --mask")
+        raise SetupError(f"{options.checkpoint} paints into a mask: give --init and --mask")
     height, width = options.size or (model.default_size, model.default_size)
     image, mask = (Image.open(path) for path in (options.init, options.mask))
     model.set_inpainting_conditions(

@@ -1,5 +1,6 @@
 """The operators: each runs everywhere through torch, and faster where the native library has a kernel for it."""
 
+from refiners.ops.attention import attention
 from refiners.ops.geglu import geglu
 from refiners.ops.group_norm import group_norm
 from refiners.ops.library import NativeLibraryWarning
@@ -9,6 +10,7 @@ from refiners.ops.lora_linear import lora_linear
 
 __all__ = [
     "NativeLibraryWarning",
+    "attention",
     "geglu",
     "group_norm",
     "linear",

@@ -14,7 +14,9 @@ from refiners.ops.settings import ISAS, OPERATORS, Settings, read_settings
 
 LIBRARY = torch.library.Library("refiners", "DEF")
 PLANS = ("portable", "update", "library", "block")  # in the order of enum LoraLinearPlan, lora_linear_config.h
-CUDA_DTYPES = CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (*CUDA_DTYPES, torch.float64)
+WITH_ONE_KERNEL = ("attention", "geglu", "group_norm", "linear")  # on the CPU, or none
 PACKAGE = Path(__file__).parent.parent
 _ADVICE = "Everything works through torch, slower; to build it: pip install . (see CONTRIBUTING.md)."
 
@@ -68,7 +70,6 @@ class NativeLibrary:
         check_record(self.record)
         torch.ops.load_library(self.path)
         self._functions = _bind(ctypes.CDLL(str(self.path)))
-        self._refresh_choices()
         for name in self.settings.disabled:
             self.use_kernels(name, False)
         index: int = self._functions.refiners_best_cpu_isa()
@@ -76,6 +77,7 @@ class NativeLibrary:
         self.isa, self.isa_reason = best, "the best that this CPU and the library have"
         if self.settings.isa is not None:
             self._force(self.settings.isa, best)
+        self._forget_choices()
 
     def _force(self, isa: str, best: str) -> None:
         if self.use_isa(isa):
@@ -92,7 +94,7 @@ class NativeLibrary:
             return isa == "portable"
         if self._functions.refiners_use_cpu_isa(ISAS.index(isa)):
             return False
-        self._refresh_choices()
+        self._forget_choices()
         self.isa, self.isa_reason = isa, "chosen by the program"
         return True
 
@@ -100,7 +102,7 @@ class NativeLibrary:
         """Switch the kernels of an operator on or off."""
         if self._functions is not None:
             self._functions.refiners_use_kernels(operator.encode(), int(enabled))
-        self._refresh_choices()
+        self._forget_choices()
 
     def why_no_cuda_kernels(self, operator: str, dtype: torch.dtype, device: int = 0) -> str | None:
         """Give the reason why the kernels of an operator do not run on a CUDA device; None where they do."""
@@ -133,16 +135,14 @@ class NativeLibrary:
         """
         if self._functions is not None:
             self._functions.refiners_force_lora_linear_plan(-1 if plan is None else PLANS.index(plan))
-        self._refresh_choices()
+        self._forget_choices()
 
-    def _refresh_choices(self) -> None:
-        # Asked anew at once: where a call is traced for `torch.compile`, the library cannot be asked.
-        self._has_kernel = {
-            (operator, dtype): self.explain(operator, str(dtype).removeprefix("torch."))[0] == "kernel"
-            for operator in set(OPERATORS) - {"lora_linear"}
-            for dtype in CPU_DTYPES
-        }
+    def _forget_choices(self) -> None:
         self._takes_block.clear()
+        for operator in WITH_ONE_KERNEL:  # asked now, since a compiler that traces a call cannot ask the library
+            for dtype in DTYPES:
+                name = str(dtype).removeprefix("torch.")
+                self._has_kernel[operator, dtype] = self.explain(operator, name)[0] == "kernel"
 
     def explain(self, operator: str, dtype: str) -> tuple[str, str]:
         """Give what an operator does on the CPU with a dtype, `kernel` or `portable`, and the reason."""

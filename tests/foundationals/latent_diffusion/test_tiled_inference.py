@@ -279,6 +279,7 @@ def test_no_call_sees_more_than_a_few_tiles(autoencoder: SD1Autoencoder) -> None
     for batch, channels, height, width in sizes:
         scale = 8 if channels == 3 else 1
         assert batch <= 2 and height <= 6 * scale and width <= 8 * scale
+    assert {(3, 2), (4, 2)} <= {(channels, batch) for batch, channels, _, _ in sizes}  # and there are such batches
 
 
 def test_generate_latent_tiles_is_reachable_from_the_class(recorded: Callable[[str], Any]) -> None:

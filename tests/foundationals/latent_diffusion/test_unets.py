@@ -1,9 +1,11 @@
 """What holds for both U-Nets: conditions come by contexts, are forgotten as said, and are asked for by name."""
 
 import copy
+import gc
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,16 @@ def test_other_failures_are_not_blamed_on_the_conditions(make_unet: MakeUNet, ca
     assert re.findall(r"set_\w+ got", str(caught.value)) == []
 
 
+def test_an_input_that_is_no_tensor_is_an_error_of_its_own(make_unet: MakeUNet, conditions: Conditions) -> None:
+    unet = make_unet()
+    for key, value in conditions(unet, 2).items():
+        getattr(unet, f"set_{key}")(value)
+    with pytest.raises(ChainError) as caught:
+        unet("a cat")
+    assert "hint" not in str(caught.value)
+    assert re.findall(r"set_\w+ got", str(caught.value)) == []
+
+
 def test_a_copy_shares_weights_but_no_conditions(make_unet: MakeUNet, call: Call) -> None:
     unet, x = make_unet(), torch.randn(1, 4, 6, 6)
     expected = call(unet, x)
@@ -265,6 +277,27 @@ def test_no_weight_is_drawn_twice(make_unet: MakeUNet, monkeypatch: pytest.Monke
         monkeypatch.setattr(layer, "reset_parameters", reset)
     unet = make_unet()
     assert sorted(drawn) == sorted(id(layer) for layer in unet.layers(fl.WeightedModule))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_after_the_construction_as_before_it(make_unet: MakeUNet, enabled: bool) -> None:
+    starts: list[str] = []
+
+    def count(phase: str, _: dict[str, int]) -> None:
+        starts.append(phase)
+
+    if not enabled:
+        gc.disable()
+    try:
+        for options in ({}, {"in_channels": 0}, {"channels": (12, 24, 48)}):
+            gc.callbacks.append(count)
+            with suppress(ValueError, AssertionError):
+                make_unet(**options)
+            gc.callbacks.remove(count)
+            assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+    assert len(starts) <= 6  # before and after, and not while layers are built
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from refiners.fluxion.layers.basics import Identity
 from refiners.fluxion.layers.chain import Chain, Distribute, Lambda, Parallel
 from refiners.fluxion.layers.linear import Linear
 from refiners.fluxion.layers.module import Module
+from refiners.ops import attention
+from refiners.ops.attention_choice import is_faster_than_torch
 
 
 def scaled_dot_product_attention(
@@ -76,6 +78,8 @@ def scaled_dot_product_attention_non_optimized(
 
 class ScaledDotProductAttention(Module):
     """Multi-head attention without projections; the heads are consecutive parts of the last dimension.
+
+    Where that is faster than torch's fused function, it is computed by `refiners.ops.attention`.
 
     See [[arXiv:1706.03762] Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2.
 
@@ -154,6 +158,8 @@ class ScaledDotProductAttention(Module):
         """Attend with all queries at once; a mask takes the place of `is_causal`."""
         heads = (self._split_to_multi_head(query), self._split_to_multi_head(key), self._split_to_multi_head(value))
         if attn_mask is None:
+            if self.dot_product is scaled_dot_product_attention and is_faster_than_torch(query, key, value):
+                return attention(query, key, value, self.num_heads, is_causal=self.is_causal)
             return self._merge_multi_head(self.dot_product(*heads, is_causal=self.is_causal))
         return self._merge_multi_head(self.dot_product(*heads, attn_mask=attn_mask))
 

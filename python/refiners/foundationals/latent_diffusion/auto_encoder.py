@@ -11,8 +11,8 @@ from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.context import Contexts
-from refiners.foundationals.latent_diffusion.fixed_group_norm import FixedGroupNorm
-from refiners.foundationals.latent_diffusion.float16 import call_in_float32, has_overflowed
+from refiners.foundationals.latent_diffusion.fixed_group_norm import FixedGroupNorm, copy_statistics
+from refiners.foundationals.latent_diffusion.float16 import call_in_float32, has_overflowed, in_float32
 from refiners.foundationals.latent_diffusion.pixels import images_to_pixels, pixels_to_images
 from refiners.foundationals.latent_diffusion.tiled_inference import TiledAutoencoder
 
@@ -309,8 +309,10 @@ class LatentDiffusionAutoencoder(TiledAutoencoder):
         return pixels_to_images(self.decode(x))
 
     def _autoencode(self, x: Float[Tensor, "1 3 height width"]) -> None:
-        encoder, decoder = self.layer("Encoder", Encoder), self.layer("Decoder", Decoder)
-        if x.dtype == torch.float16:
-            call_in_float32(decoder, call_in_float32(encoder, x))
-        else:
-            decoder(encoder(x))
+        for part in (self.layer("Encoder", Encoder), self.layer("Decoder", Decoder)):
+            if part.dtype == torch.float16:
+                wide = in_float32(part)
+                x = wide(x.float())
+                copy_statistics(wide, part)
+            else:
+                x = part(x)

@@ -56,10 +56,16 @@ class FixedGroupNorm(fl.Chain, Adapter[fl.GroupNorm]):
             channels = statistic.repeat_interleave(norm.channels // norm.num_groups)
             return channels.reshape(x.shape[0], norm.channels, 1, 1)
 
-        weight, bias = (parameter.to(wide).reshape(1, -1, 1, 1) for parameter in (norm.weight, norm.bias))
+        weight, bias = (parameter.detach().to(wide).reshape(1, -1, 1, 1) for parameter in (norm.weight, norm.bias))
         scale = weight * per_channel((self.var + norm.eps).rsqrt())
         self._folded = scale, bias - per_channel(self.mean) * scale
         return self._folded
+
+
+def copy_statistics(source: fl.Chain, target: fl.Chain) -> None:
+    """Copy what the fixed group norms of a chain have recorded to those of another, which is a copy of it."""
+    for ours, theirs in zip(target.layers(FixedGroupNorm), source.layers(FixedGroupNorm)):
+        ours.mean, ours.var, ours._folded = theirs.mean, theirs.var, theirs._folded
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
 import refiners.fluxion.layers as fl
 
@@ -18,16 +20,25 @@ def has_overflowed(x: Float[Tensor, "*shape"]) -> bool:
     return x.dtype == torch.float16 and not bool(x.isfinite().all())
 
 
+T = TypeVar("T", bound=fl.Chain)
+
+
+def in_float32(layer: T) -> T:
+    """Copy a layer and convert its weights to float32. Gradients reach those of the layer, which stays as it is."""
+    return deepcopy(layer, {id(weight): weight.float() for weight in layer.parameters()})  # these in place of copies
+
+
 def call_in_float32(layer: fl.Chain, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*new_shape"]:
     """Call a layer that has weights in float16, and compute in float32.
 
+    A copy is called, because others may use the same weights at the same time.
+
     Args:
-        layer: The layer. Its weights are back in place when the call ends, the same tensors.
+        layer: The layer.
         x: The input, in float16 or float32.
 
     Returns:
         The result in float16; what is too large for it is as large as it can be.
     """
-    weights = {name: weight.float() for name, weight in layer.named_parameters()}
     largest = torch.finfo(torch.float16).max
-    return functional_call(layer, weights, (x.float(),)).clamp(-largest, largest).half()
+    return in_float32(layer)(x.float()).clamp(-largest, largest).half()

@@ -108,7 +108,7 @@ class LatentDiffusionModel(fl.Module, ABC):
         device: Device | str | None = None,
         dtype: DType | None = None,
         offset_noise: float | None = None,
-        generator: Generators | None = None,
+        generator: Generators = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """Draw Gaussian noise. See `refiners.foundationals.latent_diffusion.noise.sample_noise`."""
         return sample_noise(size, device=device, dtype=dtype, offset_noise=offset_noise, generator=generator)
@@ -120,7 +120,7 @@ class LatentDiffusionModel(fl.Module, ABC):
         noise: Float[Tensor, "batch 4 height width"] | None = None,
         *,
         batch_size: int | None = None,
-        generator: Generators | None = None,
+        generator: Generators = None,
     ) -> Float[Tensor, "batch 4 height width"]:
         """Make the latents that the first step receives: noise, or images with as much noise as that step expects.
 
@@ -176,7 +176,7 @@ class LatentDiffusionModel(fl.Module, ABC):
         *,
         clip_text_embedding: Float[Tensor, "conditions tokens dim"],
         condition_scale: float = 7.5,
-        generator: Generators | None = None,
+        generator: Generators = None,
         **kwargs: Tensor,
     ) -> Float[Tensor, "batch 4 height width"]:
         """Take one step: predict the noise in latents, and remove as much of it as the solver says.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, device as Device, dtype as DType
 
-Generators = Generator | Sequence[Generator]
+Generators: TypeAlias = Generator | Sequence[Generator] | None
+"""Where random numbers come from: the default of the device, one generator, or one for each item of the batch."""
 
 
 def sample_noise(
@@ -16,7 +18,7 @@ def sample_noise(
     device: Device | str | None = None,
     dtype: DType | None = None,
     offset_noise: float | None = None,
-    generator: Generators | None = None,
+    generator: Generators = None,
 ) -> Float[Tensor, "batch *dims"]:
     """Draw Gaussian noise of mean 0 and variance 1.
 
@@ -43,9 +45,22 @@ def sample_noise(
     return noise
 
 
-def _draw(
-    size: tuple[int, ...], device: Device | str | None, dtype: DType | None, generator: Generators | None
-) -> Tensor:
+def noise_like(x: Float[Tensor, "batch *dims"], generator: Generators = None) -> Float[Tensor, "batch *dims"]:
+    """Draw noise in the shape, the dtype and on the device of a tensor. See `sample_noise`."""
+    return sample_noise(tuple(x.shape), x.device, x.dtype, generator=generator)
+
+
+def check_generator(generator: Generators, x: Tensor) -> None:
+    """Raise ValueError unless there is a generator for each sample, and TypeError if it is something else."""
+    if generator is None or isinstance(generator, Generator):
+        return
+    if not isinstance(generator, Sequence) or not all(isinstance(item, Generator) for item in generator):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+    if len(generator) != x.shape[0]:
+        raise ValueError(f"generator must have one item for each of the {x.shape[0]} samples, got {len(generator)}")
+
+
+def _draw(size: tuple[int, ...], device: Device | str | None, dtype: DType | None, generator: Generators) -> Tensor:
     if isinstance(generator, Sequence):
         if len(generator) != size[0]:
             raise ValueError(f"generator must be one, or one for each of {size[0]} items, got {len(generator)}")

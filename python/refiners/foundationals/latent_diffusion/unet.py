@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import gc
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -181,6 +183,31 @@ def make_up_blocks(
             yield block
 
 
+@contextmanager
+def no_garbage_collection() -> Generator[None, None, None]:
+    """Pause the search for garbage: it takes longer than to build a thousand layers, none of which is any."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class BaseTimestepEncoder(fl.Passthrough):
+    """The base of what encodes the timestep: its last child writes the encoding to the context `range_adapter`."""
+
+    @property
+    def context_key(self) -> str:
+        """The entry of the context `range_adapter` that is written to."""
+        return self.layer("SetContext", fl.SetContext).key
+
+    @context_key.setter
+    def context_key(self, value: str) -> None:
+        self.layer("SetContext", fl.SetContext).key = value
+
+
 class UNet(fl.Chain):
     """The base of the U-Nets: what enters by contexts, and how the blocks are connected.
 
@@ -244,13 +271,16 @@ class UNet(fl.Chain):
     def _hint(self, *args: Any) -> str:
         # The first residual is a batch as large as the input: what came later may have been broadcast.
         batches = [x.shape[0] for x in (self._get("unet", "residuals")[0], *args) if isinstance(x, Tensor) and x.ndim]
+        if not batches:
+            return ""
+        batch = batches[0]
         wrong = [
             f"set_{key} got {tuple(value.shape)}"
             for context, key in self._conditions
             if isinstance(value := self._get(context, key), Tensor)
-            and value.shape[0] not in (batches[0], 1 if key == "timestep" else batches[0])
+            and value.shape[0] not in (batch, 1 if key == "timestep" else batch)
         ]
-        return f"the input is a batch of {batches[0]}, but {' and '.join(wrong)}" if wrong else ""
+        return f"the input is a batch of {batch}, but {' and '.join(wrong)}" if wrong else ""
 
     def _get(self, context: str, key: str) -> Any:
         values: Context = self.provider.get_context(context) or {}

@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from refiners.foundationals.latent_diffusion.solvers import Solver
+from refiners.foundationals.latent_diffusion.solvers import (
+    DDIM,
+    DDPM,
+    DPMSolver,
+    Euler,
+    EulerAncestral,
+    Heun,
+    LCMSolver,
+    Solver,
+    SolverParams,
+    UniPC,
+)
 
 PREDICTIONS = {"noise": "epsilon", "sample": "sample", "velocity": "v_prediction"}
 RATES = {"beta_start": 8.5e-4, "beta_end": 1.2e-2}
@@ -132,6 +143,29 @@ def scheduler_of() -> Callable[..., Any]:
     return make_scheduler
 
 
+def sde(*args: Any, **kwargs: Any) -> DPMSolver:
+    return DPMSolver(*args, **{"params": SolverParams(sde_variance=1.0), **kwargs})
+
+
+SOLVERS: dict[str, Callable[..., Any]] = {
+    "DDIM": DDIM,
+    "DDPM": DDPM,
+    "DPMSolver": DPMSolver,
+    "DPMSolver-sde": sde,
+    "Euler": Euler,
+    "EulerAncestral": EulerAncestral,
+    "Heun": Heun,
+    "LCMSolver": LCMSolver,
+    "UniPC": UniPC,
+}
+
+
+@pytest.fixture(params=SOLVERS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each solver, one test each."""
+    return request.param
+
+
 @pytest.fixture
-def run() -> Callable[..., list[Tensor]]:
-    return sample
+def make(name: str) -> Callable[..., Solver]:
+    return SOLVERS[name]

@@ -134,6 +134,8 @@ def test_the_ends_of_the_noise_schedule_are_exact(schedule: NoiseSchedule, devic
     assert solver.scale_factors[0] == 1 - solver.params.initial_diffusion_rate
     assert solver.scale_factors[-1] == 1 - solver.params.final_diffusion_rate
     assert (solver.scale_factors.diff() < 0).all()
+    in_full = solver.sample_noise_schedule()
+    assert in_full[0].item() == 1 - 8.5e-4 and in_full[-1].item() == 1 - 1.2e-2
 
 
 def test_powers_of_the_noise_schedule() -> None:

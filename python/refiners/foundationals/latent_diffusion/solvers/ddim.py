@@ -5,7 +5,8 @@ import dataclasses
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, combine
+from refiners.foundationals.latent_diffusion.noise import Generators
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine
 from refiners.foundationals.latent_diffusion.solvers.params import TimestepSpacing
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.solver import Solver

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, combine, noise_like
+from refiners.foundationals.latent_diffusion.noise import Generators, noise_like
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine
 from refiners.foundationals.latent_diffusion.solvers.params import TimestepSpacing
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.solver import Solver

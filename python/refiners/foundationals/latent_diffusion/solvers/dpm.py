@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, combine, noise_like, wide
+from refiners.foundationals.latent_diffusion.noise import Generators, noise_like
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
 from refiners.foundationals.latent_diffusion.solvers.multistep_solver import MultistepSolver
 from refiners.foundationals.latent_diffusion.solvers.params import BaseSolverParams
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, wide
+from refiners.foundationals.latent_diffusion.noise import Generators
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import wide
 from refiners.foundationals.latent_diffusion.solvers.params import TimestepSpacing
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.solver import Solver

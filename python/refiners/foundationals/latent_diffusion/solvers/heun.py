@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, combine, wide
+from refiners.foundationals.latent_diffusion.noise import Generators
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.sigma_solver import SigmaSolver
 
@@ -65,8 +66,6 @@ class Heun(SigmaSolver):
         generator: Generators = None,
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
-        if step == self.first_inference_step:
-            self.reset()
         on_x, on_prediction, on_last = self._factors[step]
         terms = [(on_x, x), (on_prediction, predicted_noise)]
         if self._corrects(step):

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, combine, noise_like
+from refiners.foundationals.latent_diffusion.noise import Generators, noise_like
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine
 from refiners.foundationals.latent_diffusion.solvers.dpm import DPMSolver
 from refiners.foundationals.latent_diffusion.solvers.params import BaseSolverParams, TimestepSpacing
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table

@@ -94,8 +94,8 @@ class MultistepSolver(Solver):
         self._last_step: int | None = None
 
     def _begin(self, step: int) -> None:
-        """Forget the state if it is not that of the step before."""
-        if step == self.first_inference_step or self._last_step != step - 1:
+        """Forget the state if it is not that of the step before, which the first step has not."""
+        if self._last_step != step - 1:
             self.reset()
 
     def _remember(self, step: int, data: Tensor) -> None:

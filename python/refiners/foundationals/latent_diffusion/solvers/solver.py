@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
+from refiners.foundationals.latent_diffusion.noise import Generators, check_generator
 from refiners.foundationals.latent_diffusion.solvers import schedule
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, check_generator, combine, wide
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
 from refiners.foundationals.latent_diffusion.solvers.params import (
     BaseSolverParams,
     ModelPredictionType,

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import Generators, combine, wide
+from refiners.foundationals.latent_diffusion.noise import Generators
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
 from refiners.foundationals.latent_diffusion.solvers.multistep_solver import MultistepSolver
 from refiners.foundationals.latent_diffusion.solvers.params import BaseSolverParams
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table

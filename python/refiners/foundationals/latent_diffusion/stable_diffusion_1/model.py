@@ -83,7 +83,7 @@ class StableDiffusion_1(LatentDiffusionModel):
         *,
         clip_text_embedding: Float[Tensor, "conditions tokens dim"],
         condition_scale: float = 7.5,
-        generator: Generators | None = None,
+        generator: Generators = None,
     ) -> Float[Tensor, "batch 4 height width"]:
         """Take one step. See `LatentDiffusionModel.forward`."""
         return super().__call__(

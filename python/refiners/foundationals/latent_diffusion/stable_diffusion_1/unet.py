@@ -11,6 +11,7 @@ from refiners.foundationals.latent_diffusion.cross_attention import CrossAttenti
 from refiners.foundationals.latent_diffusion.range_adapter import RangeEncoder
 from refiners.foundationals.latent_diffusion.unet import (
     Attention,
+    BaseTimestepEncoder,
     ResidualAccumulator,
     ResidualBlock,
     ResidualConcatenator,
@@ -19,6 +20,7 @@ from refiners.foundationals.latent_diffusion.unet import (
     last_residual,
     make_down_blocks,
     make_up_blocks,
+    no_garbage_collection,
 )
 
 __all__ = [
@@ -36,7 +38,7 @@ __all__ = [
 CHANNELS = (320, 640, 1280, 1280)
 
 
-class TimestepEncoder(fl.Passthrough):
+class TimestepEncoder(BaseTimestepEncoder):
     """Encode the timestep, read from `diffusion.timestep`, into an entry of the context `range_adapter`.
 
     Args:
@@ -59,15 +61,6 @@ class TimestepEncoder(fl.Passthrough):
             RangeEncoder(channels, 4 * channels, device=device, dtype=dtype),
             fl.SetContext("range_adapter", context_key),
         )
-
-    @property
-    def context_key(self) -> str:
-        """The entry of the context `range_adapter` that is written to."""
-        return self.layer("SetContext", fl.SetContext).key
-
-    @context_key.setter
-    def context_key(self, value: str) -> None:
-        self.layer("SetContext", fl.SetContext).key = value
 
 
 class CLIPLCrossAttention(CrossAttentionBlock2d):
@@ -232,6 +225,7 @@ class SD1UNet(UNet):
         AssertionError: If `num_attention_heads` does not divide the channels.
     """
 
+    @no_garbage_collection()
     def __init__(
         self,
         in_channels: int,

@@ -82,7 +82,7 @@ class StableDiffusion_XL(LatentDiffusionModel):
         pooled_text_embedding: Float[Tensor, "conditions pooled_dim"],
         time_ids: Int[Tensor, "conditions 6"],
         condition_scale: float = 5.0,
-        generator: Generators | None = None,
+        generator: Generators = None,
         **kwargs: Tensor,
     ) -> Float[Tensor, "batch 4 height width"]:
         """Take one step. See `LatentDiffusionModel.forward`.
