@@ -117,6 +117,8 @@ class SafetensorsFile:
         if dtype is None or dtype == info.dtype or device.type != "cpu":
             tensor = torch.empty(shape, dtype=info.dtype, device="cpu")
             self._fill(tensor, place, key)
+            if device.type == "cpu":
+                return tensor
             return tensor.to(device).to(dtype)  # what is copied is what the file holds; the device casts it
         tensor = torch.empty(shape, dtype=dtype, device="cpu")
         flat, step = tensor.view(-1), _CHUNK // info.dtype.itemsize

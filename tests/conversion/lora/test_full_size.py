@@ -68,6 +68,13 @@ def test_a_name_in_both_text_encoders_is_ambiguous(model_of: ModelOf) -> None:
     assert len(names.find("text_model.encoder.layers.3.mlp.fc1")) == 2
 
 
+def test_a_tensor_of_several_layers_of_ours_is_none_of_them(model_of: ModelOf) -> None:
+    names = LayerNames(targets_of(model_of("sdxl")).networks)
+    block = "conditioner.embedders.1.model.transformer.resblocks.3"
+    assert names.find(f"{block}.attn.in_proj") == []
+    assert [known.library for known in names.find(f"{block}.attn.out_proj")] == ["ldm"]
+
+
 SETS = [  # the family, the map, what is adapted, how many layers that is, and what stands before the names
     ("sdxl", "sdxl_unet.from_ldm", r"SDXLCrossAttention", 722, "lora_unet_"),
     ("sdxl", "sdxl_unet.from_diffusers", r"SDXLCrossAttention", 722, "unet."),

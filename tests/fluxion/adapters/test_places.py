@@ -23,6 +23,12 @@ class Replaced(fl.Chain, fl.Adapter[fl.Linear]):
             super().__init__(fl.Identity())
 
 
+class Emptied(fl.Chain, fl.Adapter[fl.Chain]):
+    def __init__(self, target: fl.Chain) -> None:
+        with self.setup_adapter(target):
+            super().__init__(fl.Identity())
+
+
 class BuiltIn(fl.Chain, fl.Adapter[fl.Linear]):
     is_built_in = True
 
@@ -67,6 +73,14 @@ def test_a_layer_that_an_adapter_does_without_has_no_parent() -> None:
     assert place.parent is None and place.class_names == set() and isinstance(place.layer, fl.Linear)
     with pytest.raises(ValueError, match="does not fit the layer Linear"):
         attach_loras([(LinearLora("a", 2, 3, 1), place)])
+
+
+def test_nor_have_those_of_a_chain_that_an_adapter_does_without() -> None:
+    root = make()
+    Emptied(root.layer("Chain", fl.Chain)).inject()
+    places = find_places(root)
+    assert list(places) == list(find_places(make()))
+    assert [path for path, place in places.items() if place.parent is not None] == ["Linear"]
 
 
 def test_adapters_that_belong_to_a_model_are_part_of_paths() -> None:

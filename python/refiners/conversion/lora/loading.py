@@ -64,6 +64,19 @@ def attach_lora(
         with Checkpoint(source) as opened:
             return attach_lora(model, name, opened, scale=scale, scopes=scopes, partial=partial, by_order=by_order)
     tensors = StateDict(source) if isinstance(source, Mapping) else source
+    with collections_paused():
+        return _attach(model, name, tensors, scale, scopes or {}, partial, None if partial else by_order)
+
+
+def _attach(
+    model: LatentDiffusionModel,
+    name: str,
+    tensors: TensorSource,
+    scale: float | Tensor,
+    scopes: Mapping[Part, Scope],
+    partial: bool,
+    by_order: ByOrder | None,
+) -> LoraPlan:
     split = split_keys(tensors.infos)
     if by_order is not None and not split[0]:
         loras = _from_order(name, tensors, model)
@@ -77,9 +90,9 @@ def attach_lora(
         settings = LoraSettings.of_file(tensors.path, tensors.metadata)
     targets = targets_of(model)
     plan = plan_lora(tensors, targets.networks, settings, targets.layer_problem, split)
-    if scopes is not None and any(scope != (None, None) for scope in scopes.values()):
+    if any(scope != (None, None) for scope in scopes.values()):
         plan = plan.within(lambda update: _is_within(update, targets, scopes))
-    if by_order is not None and not partial:
+    if by_order is not None:
         plan = plan.by_order(_BY_ORDER)
     if not partial:
         plan.check()
@@ -141,14 +154,13 @@ def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targe
     made: list[tuple[Lora[Any], Place]] = []
     sums: list[Tensor] = []
     updates = plan.of_status("fits")
-    with collections_paused():
-        for update in sorted(updates, key=lambda each: source.place(next(iter(each.keys.values())))):
-            assert update.part is not None
-            place = targets.places[update.part][update.path]
-            weight = place.layer.weight
-            tensors = read_tensors(update, source, weight.device, weight.dtype)
-            sums += [_sum(tensor) for tensor in tensors.values()]
-            made.append((plan.kinds[update.kind].make(name, tensors, place.layer), place))
+    for update in sorted(updates, key=lambda each: source.place(next(iter(each.keys.values())))):
+        assert update.part is not None
+        place = targets.places[update.part][update.path]
+        weight = place.layer.weight
+        tensors = read_tensors(update, source, weight.device, weight.dtype)
+        sums += [_sum(tensor) for tensor in tensors.values()]
+        made.append((plan.kinds[update.kind].make(name, tensors, place.layer), place))
     _check_finite(sums, plan, updates, source)
     return made
 
@@ -172,8 +184,7 @@ def _sum(tensor: Tensor) -> Tensor:
 
 
 def _check_finite(sums: Iterable[Tensor], plan: LoraPlan, updates: Iterable[Update], source: TensorSource) -> None:
-    sums = [each.cpu().double() for each in sums if not each.is_meta]
-    if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+    if all(each.is_meta or math.isfinite(each.item()) for each in sums):
         return
     for update in updates:
         for role, key in update.keys.items():

@@ -20,7 +20,8 @@ Status: TypeAlias = Literal["fits", "by order", "left out", "unknown", "wrong", 
 """What becomes of an update: attached, by its name or by its place among others; passed over on purpose; or an error,
 since no layer has its name, since its tensors are wrong, or since there is no such adapter yet."""
 
-KINDS: tuple[Kind, ...] = (*RECOGNISED, LowRank())
+KINDS: tuple[Kind, ...] = (*RECOGNISED, LowRank())  # in the order in which they are asked
+_PLAIN = {"down", "up", "alpha"}
 _UNFIT = ("unknown", "wrong", "unsupported")
 _SHOWN = 4
 _NOWHERE = Known("unet", "", "")
@@ -206,7 +207,7 @@ class _Planner:
 
     def _update(self, entry: Entry, found: list[Known]) -> Update:
         infos = self._infos(entry)
-        kind = next((each for each in KINDS if each.is_told_by(entry.keys)), None)
+        kind = _kind_of(entry.keys)
         title = "multiplier" if kind is None else kind.name(infos)
         rank = None if kind is None else kind.rank(infos)
         known = found[0] if len(found) == 1 else _NOWHERE
@@ -264,6 +265,12 @@ class _Planner:
         if rank and alpha is not None:
             scale *= alpha / self.settings.divisor(entry.name, rank)
         return alpha, scale, None
+
+
+def _kind_of(roles: Mapping[Role, str]) -> Kind | None:
+    if "down" in roles and roles.keys() <= _PLAIN:  # most are
+        return KINDS[-1]
+    return next((each for each in KINDS if each.is_told_by(roles)), None)
 
 
 def _size(infos: Mapping[Role, TensorInfo], role: Role, axis: int) -> int:

@@ -178,7 +178,7 @@ class SDLoraManager:
         warnings.warn(
             f"no layers are known by the names of {len(loras)} updates, such as {next(iter(loras))}: they are attached"
             " by order and shape, which is wrong where their order is not that of the layers",
-            stacklevel=6,
+            stacklevel=7,
         )
         ordered = {key: loras[key] for key in sorted(loras, key=self.sort_keys)}
         if not any("unet" in key or "text" in key for key in ordered):
