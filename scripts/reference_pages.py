@@ -17,7 +17,7 @@ MORE = [
     "refiners.foundationals.clip.tokenizer",
     "refiners.conversion.model_converter",
 ]
-PROGRAMS = ("refiners.bench", "refiners.demo", "refiners.doctor")  # documented by their --help
+PROGRAMS = ("refiners.bench", "refiners.demo", "refiners.doctor", "refiners.generate")  # documented by their --help
 PACKAGE = Path(__file__).parents[1] / "python" / "refiners"
 
 

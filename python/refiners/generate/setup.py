@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import PIL.Image
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import device as Device
 
 from refiners.conversion.pretrained import load_pretrained
@@ -57,8 +57,10 @@ def set_up(options: Options) -> Setup:
     if isinstance(model, StableDiffusion_1_Inpainting):
         if image is None or mask is None:
             raise SetupError(f"{options.checkpoint} paints into a mask: give --init and --mask")
-        pictures = image.convert("RGB"), mask.convert("L")
-        model.set_inpainting_conditions(*(picture.resize((size[1], size[0])) for picture in pictures))
+        width_and_height = size[1], size[0]
+        model.set_inpainting_conditions(
+            image.convert("RGB").resize(width_and_height), mask.convert("L").resize(width_and_height)
+        )
         return Setup(model, size, None)
     if mask is not None:
         raise SetupError(f"argument --mask: {options.checkpoint} is no checkpoint that paints into a mask")
@@ -67,8 +69,8 @@ def set_up(options: Options) -> Setup:
 
 def read_picture(path: Path) -> PIL.Image.Image:
     """Read a picture as it is to be seen; cameras note how they were held."""
-    with Image.open(path) as picture:
-        return ImageOps.exif_transpose(picture)
+    with PIL.Image.open(path) as picture:
+        return cast(PIL.Image.Image, ImageOps.exif_transpose(picture))
 
 
 def _size_of(picture: PIL.Image.Image | None) -> tuple[int, int] | None:

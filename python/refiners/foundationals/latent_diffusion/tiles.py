@@ -57,13 +57,13 @@ def blending_mask(size: Size, blending: int, tile: Tile, image: Size) -> Float[T
 
     Args:
         size: The height and width of the mask.
-        blending: The length of the slopes, in pixels; at most half of the shorter side of the mask is used. A slope of
-            one pixel is 1/2.
+        blending: The length of the slopes, in pixels; at most half of the shorter side of the mask is used. For 1, a
+            slope is 1/2.
         tile: The tile.
         image: The height and width of the image, in the unit of the tile.
     """
     length = min(blending, min(size) // 2)
-    slope = torch.linspace(0, 1, length) if length > 1 else torch.full((length,), 0.5)
+    slope = torch.linspace(0, 1, length) if blending > 1 else torch.full((length,), 0.5)
     rows, columns = torch.ones(size.height), torch.ones(size.width)
     if tile.top > 0:
         rows[:length] *= slope
