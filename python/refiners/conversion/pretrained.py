@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -153,8 +153,10 @@ def _sd1_unet(found: Found, configs: Configs) -> SD1UNet:
 def _xl_unet(found: Found, configs: Configs) -> SDXLUNet:
     layout, shapes, config = cast(UNetLayout, found.layout), found.shapes, configs.get("unet", {})
     time_ids_dim = _integer(config, "addition_time_embed_dim", 256)
-    heads = config.get("attention_head_dim")  # numbers of heads, one for each resolution or one for all
-    last = {"attention_head_dim": heads[-1] if isinstance(heads, Sequence) and heads else heads}
+    heads: Any = config.get("attention_head_dim")  # numbers of heads, one for each resolution or one for all
+    if isinstance(heads, list) and heads:
+        heads = cast("list[Any]", heads)[-1]
+    last: dict[str, Any] = {"attention_head_dim": heads}
     head_dim = 64 if heads is None else layout.channels[-1] // _integer(last, "attention_head_dim", 1)
     return SDXLUNet(
         shapes["DownBlocks.Chain_1.Conv2d.weight"][1],

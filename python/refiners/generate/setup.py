@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import PIL.Image
 import torch
@@ -69,8 +69,8 @@ def set_up(options: Options) -> Setup:
 
 def read_picture(path: Path) -> PIL.Image.Image:
     """Read a picture as it is to be seen; cameras note how they were held."""
-    with PIL.Image.open(path) as picture:
-        return cast(PIL.Image.Image, ImageOps.exif_transpose(picture))
+    with path.open("rb") as file:
+        return ImageOps.exif_transpose(PIL.Image.open(file))  # a copy, read to its end
 
 
 def _size_of(picture: PIL.Image.Image | None) -> tuple[int, int] | None:
