@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def test_latents_and_images(
             case |= {"image": image, "mask": mask, "masked_latents": masked}
         ours = sample(model, case, image if case["kind"] == "image" else None)
         lda = model.lda
-        del model  # before the other implementation has it in memory, too
+        del model
+        gc.collect()  # chains know their parents: now, before the other implementation has it in memory, too
         theirs = run_pipeline(folder, case) if scale == "small" else run_apart(folder, case, tmp_path)
         compare(f"{name}: latents", ours, theirs["latents"], norm=1e-4, largest=None)
         compare(f"{name}: image of the same latents", lda.decode(theirs["latents"][:1]), theirs["image"])
@@ -122,5 +124,6 @@ def test_the_command_makes_the_same_picture(scale: str, kind: str, checkpoints_f
         options = ["--prompt", case["prompt"][0], "--negative", case["negative"][0], "--scale", str(case["scale"])]
         options += ["--size", f"{width}x{height}", "--steps", str(case["steps"]), "--seed", str(case["seeds"][0])]
         assert generate(["--checkpoint", str(path), "--solver", "ddim", "--out", str(out), *options]) == 0
+        gc.collect()
         picture = torch.tensor(list(Image.open(out).tobytes())).view(height, width, 3)
         assert (picture - expected).abs().max() <= 1
