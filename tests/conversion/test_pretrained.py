@@ -53,6 +53,8 @@ def test_the_class_is_told_by_the_checkpoint(kind: str, folders: dict[str, Path]
     assert type(model) is KINDS[kind]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not any(parameter.is_meta or parameter.requires_grad for parameter in model.parameters())
+    kernels = [parameter for parameter in model.unet.parameters() if parameter.ndim == 4]
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
     assert type(model.solver) is (DDIM if kind == "SDXL" else DPMSolver)
     assert model.lda.encoder_scale == (0.13025 if kind == "SDXL" else 0.18215)
 

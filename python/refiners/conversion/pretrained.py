@@ -117,6 +117,8 @@ def load_pretrained(
         )
         if lda is None:
             model.lda.encoder_scale = checkpoint.config.latent_scale
+    # Images come out of attention with their channels last: kernels of another layout would be turned at each call.
+    model.unet.to(memory_format=torch.channels_last)
     return cast(M, model.requires_grad_(False))
 
 
