@@ -48,7 +48,6 @@ def test_shapes_and_dtypes_are_known_before_a_tensor_is_read(saved: Path) -> Non
     with Checkpoint(saved) as checkpoint:
         assert checkpoint.shapes == {key: tensor.shape for key, tensor in state().items()}
         assert {key: info.dtype for key, info in checkpoint.infos.items()} == {k: t.dtype for k, t in state().items()}
-        assert checkpoint.infos["torch.float16"].bytes == 48
         assert set(checkpoint) == set(state()) and len(checkpoint) == len(state())
         assert "scalar" in checkpoint and "other" not in checkpoint
         assert checkpoint.files == [saved]

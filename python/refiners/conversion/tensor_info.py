@@ -11,8 +11,3 @@ class TensorInfo:
 
     shape: Size
     dtype: DType
-
-    @property
-    def bytes(self) -> int:
-        """Its size in the file."""
-        return self.shape.numel() * self.dtype.itemsize
