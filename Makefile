@@ -37,10 +37,12 @@ demo: $(INSTALLED)  ## adapt a small diffusion model and write the pictures to b
 test: $(INSTALLED) $(VENV)/.refiners-tools  ## run the Python tests
 	$(RUN) -m pytest $(ARGS)
 
+# Models are given back to the system as soon as they are freed: two of 10 GB need not be in memory at once.
 parity: $(INSTALLED) $(VENV)/.refiners-tools  ## compare models of full size with diffusers and transformers, on random weights
 	rm -f build/parity.jsonl
 	mkdir -p build
-	REFINERS_PARITY=1 REFINERS_PARITY_TABLE=$(abspath build/parity.jsonl) $(RUN) -m pytest -m parity $(ARGS)
+	MALLOC_MMAP_THRESHOLD_=1048576 REFINERS_PARITY=1 REFINERS_PARITY_TABLE=$(abspath build/parity.jsonl) \
+		$(RUN) -m pytest -m parity $(ARGS)
 	$(RUN) scripts/parity_table.py build/parity.jsonl benchmarks/results/parity.md
 
 lint: $(VENV)/.refiners-tools  ## check the formatting and the rules, Python and C++

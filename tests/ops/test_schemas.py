@@ -13,9 +13,15 @@ ATTENTION = (
     " Tensor? bias=None, float? scale=None, Tensor? row_bias=None, Tensor? column_bias=None,"
     " Tensor? second_key=None, Tensor? second_value=None, Tensor? second_scale=None, Tensor? second_mask=None)"
 )
+CONV2D = (
+    "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? add=None, Tensor? residual=None, int[2] stride=1,"
+    " int[2] padding=0, int[2] dilation=1, int groups=1, bool silu=False)"
+)
 SCHEMAS = {
     "attention": f"refiners::attention{ATTENTION} -> Tensor",
     "_attention_portable": f"refiners::_attention_portable{ATTENTION} -> Tensor",
+    "conv2d": f"refiners::conv2d{CONV2D} -> Tensor",
+    "_conv2d_portable": f"refiners::_conv2d_portable{CONV2D} -> Tensor",
     "group_norm": f"refiners::group_norm{GROUP_NORM} -> Tensor",
     "_group_norm_portable": f"refiners::_group_norm_portable{GROUP_NORM} -> Tensor",
     "_geglu_portable": "refiners::_geglu_portable(Tensor x, bool tanh=False) -> Tensor",

@@ -1,6 +1,7 @@
 """The operators: each runs everywhere through torch, and faster where the native library has a kernel for it."""
 
 from refiners.ops.attention import attention
+from refiners.ops.conv2d import conv2d
 from refiners.ops.geglu import geglu
 from refiners.ops.group_norm import group_norm
 from refiners.ops.library import NativeLibraryWarning
@@ -11,6 +12,7 @@ from refiners.ops.lora_linear import lora_linear
 __all__ = [
     "NativeLibraryWarning",
     "attention",
+    "conv2d",
     "geglu",
     "group_norm",
     "linear",

@@ -16,7 +16,7 @@ LIBRARY = torch.library.Library("refiners", "DEF")
 PLANS = ("portable", "update", "library", "block")  # in the order of enum LoraLinearPlan, lora_linear_config.h
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = (*CUDA_DTYPES, torch.float64)
-WITH_ONE_KERNEL = ("attention", "geglu", "group_norm", "linear")  # on the CPU, or none
+WITH_ONE_KERNEL = ("attention", "conv2d", "geglu", "group_norm", "linear")  # on the CPU, or none
 PACKAGE = Path(__file__).parent.parent
 _ADVICE = "Everything works through torch, slower; to build it: pip install . (see CONTRIBUTING.md)."
 

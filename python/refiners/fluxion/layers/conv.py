@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import device as Device, dtype as DType
+from jaxtyping import Float
+from torch import Tensor, device as Device, dtype as DType
 from torch.nn import Conv2d as _Conv2d, ConvTranspose2d as _ConvTranspose2d
 
 from refiners.fluxion.layers.module import WeightedModule
+from refiners.ops import conv2d
 
 
 class Conv2d(_Conv2d, WeightedModule):
     """Two-dimensional convolution, as `torch.nn.Conv2d`; mind the order of the arguments.
+
+    It is computed by `refiners.ops.conv2d`.
 
     Args:
         in_channels: The number of input channels.
@@ -61,6 +65,21 @@ class Conv2d(_Conv2d, WeightedModule):
             dtype=dtype,
         )
         self.use_bias = use_bias
+
+    def forward(
+        self, input: Float[Tensor, "batch in_channels in_height in_width"]
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return super().forward(input)
+        return conv2d(
+            input,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
 
     def reset_parameters(self) -> None:
         """Draw the initial weights, unless they are on the meta device, where there is nothing to draw."""

@@ -1,0 +1,10 @@
+#include "conv2d_simd.h"
+
+namespace refiners {
+
+const Conv2dCpuKernels& conv2d_avx2_kernels() {
+  static constexpr Conv2dCpuKernels kernels = make_conv2d_kernels<Avx2>();
+  return kernels;
+}
+
+}  // namespace refiners
