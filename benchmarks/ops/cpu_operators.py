@@ -94,22 +94,27 @@ def convolutions() -> Iterator[Case]:
 
     In 16 bits torch computes in float32, where it multiplies those several times faster.
     """
+    multiplies: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for dtype in DTYPES:
-        wide = dtype if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        wide = dtype if multiplies else torch.float32
         for batch, channels, out_channels, width in CONVOLUTIONS:
             x = torch.randn(batch, channels, width, width).to(memory_format=torch.channels_last)
             weight = torch.randn(out_channels, channels, 3, 3) / (9 * channels) ** 0.5
             bias, add = torch.randn(out_channels), torch.randn(batch, out_channels)
-            theirs = [t.to(wide) for t in (x, weight.to(memory_format=torch.channels_last), bias)]
-            theirs.append(add.to(wide)[:, :, None, None])
-            ours = [t.to(dtype) for t in (x, weight, bias, add)]
-            yield Case(
-                "conv2d 3x3 + add" + (" (torch: float32)" if wide != dtype else ""),
-                f"{batch}x{channels}→{out_channels}, {width}²",
-                dtype,
-                lambda t=theirs: F.conv2d(t[0], t[1], t[2], padding=1) + t[3],
-                lambda t=ours: conv2d(t[0], t[1], t[2], t[3], padding=1),
-            )
+
+            theirs = x.to(wide), weight.to(wide, memory_format=torch.channels_last), bias.to(wide), add.to(wide)
+            given = x.to(dtype), weight.to(dtype), bias.to(dtype), add.to(dtype)
+
+            def by_torch(tensors: tuple[Tensor, ...] = theirs) -> Tensor:
+                x, weight, bias, add = tensors
+                return F.conv2d(x, weight, bias, padding=1) + add[:, :, None, None]
+
+            def ours(tensors: tuple[Tensor, ...] = given) -> Tensor:
+                x, weight, bias, add = tensors
+                return conv2d(x, weight, bias, add, padding=1)
+
+            name = "conv2d 3x3 + add" + (" (torch: float32)" if wide != dtype else "")
+            yield Case(name, f"{batch}x{channels}→{out_channels}, {width}²", dtype, by_torch, ours)
 
 
 def group_norms() -> Iterator[Case]:
