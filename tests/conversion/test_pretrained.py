@@ -19,7 +19,15 @@ from refiners.foundationals.latent_diffusion import (
     StableDiffusion_1_Inpainting,
     StableDiffusion_XL,
 )
-from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, ModelPredictionType, NoiseSchedule
+from refiners.foundationals.latent_diffusion.solvers import (
+    DDIM,
+    DPMSolver,
+    EulerAncestral,
+    LCMSolver,
+    ModelPredictionType,
+    NoiseSchedule,
+    Solver,
+)
 from refiners.generate.solvers import make_solver
 
 
@@ -85,6 +93,23 @@ def test_the_solver_knows_what_the_model_predicts(folders: dict[str, Path], tmp_
     assert params.model_prediction_type is ModelPredictionType.VELOCITY and params.rescale_zero_terminal_snr
     assert params.noise_schedule is NoiseSchedule.UNIFORM and params.num_train_timesteps == 500
     assert (params.initial_diffusion_rate, params.final_diffusion_rate) == (1e-4, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "expected"),
+    [
+        ("LCMScheduler", LCMSolver),
+        ("EulerAncestralDiscreteScheduler", EulerAncestral),
+        ("PNDMScheduler", DPMSolver),
+    ],
+)
+def test_distilled_models_have_the_solver_that_they_need(
+    class_name: str, expected: type[Solver], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = with_scheduler(folders["SD15"], tmp_path, _class_name=class_name, timestep_spacing="trailing")
+    solver = StableDiffusion_1.from_pretrained(folder).solver
+    assert type(solver) is expected
+    assert solver.rebuild(4).timesteps[0] == 999
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 from refiners.foundationals.latent_diffusion.solvers import (
     DDIM,
     DPMSolver,
+    EulerAncestral,
+    LCMSolver,
     ModelPredictionType,
     Solver,
     SolverParams,
@@ -50,6 +52,11 @@ _PREDICTIONS = {
     "epsilon": ModelPredictionType.NOISE,
     "sample": ModelPredictionType.SAMPLE,
     "v_prediction": ModelPredictionType.VELOCITY,
+}
+# Models that were distilled for a few steps need what they were distilled for; to others a solver is a matter of taste.
+_SOLVERS: dict[str, Callable[..., Solver]] = {
+    "EulerAncestralDiscreteScheduler": EulerAncestral,
+    "LCMScheduler": LCMSolver,
 }
 _SCHEDULES = {"linear": "uniform", "scaled_linear": "quadratic"}
 
@@ -232,7 +239,7 @@ def _text_sizes(
 
 
 def _solver(kind: type[LatentDiffusionModel], checkpoint: DiffusionCheckpoint) -> Solver:
-    """Make the default solver of a model, for what its U-Net predicts and the noise it was trained with."""
+    """Make the solver of a model, for what its U-Net predicts and the noise it was trained with."""
     config = checkpoint.config
     prediction = config.prediction_type or "epsilon"
     if prediction not in _PREDICTIONS:
@@ -243,9 +250,10 @@ def _solver(kind: type[LatentDiffusionModel], checkpoint: DiffusionCheckpoint) -
     if config.zero_snr or (config.scheduler is not None and config.scheduler.timestep_spacing == "trailing"):
         # Such models need the last timestep: those without signal there, and those that were distilled for few steps.
         params |= {"timesteps_spacing": TimestepSpacing.TRAILING_ROUNDED, "timesteps_offset": 0}
+    make: Callable[..., Solver] = DDIM if kind is StableDiffusion_XL else DPMSolver
     if config.scheduler is not None:
         params |= _noise_params(config.scheduler)
-    make = DDIM if kind is StableDiffusion_XL else DPMSolver
+        make = _SOLVERS.get(config.scheduler.class_name, make)
     return make(num_inference_steps=30, params=SolverParams(**params))
 
 

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters import LinearLora, LoraAdapter
-from refiners.foundationals.latent_diffusion import RangeAdapter2d, RangeEncoder, SD1UNet
+from refiners.foundationals.latent_diffusion import RangeAdapter2d, RangeEncoder, SD1UNet, SDXLUNet
 from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.timestep_encoder import (
+    TextTimeEmbedding,
+    TimestepEncoder,
+)
 
 TIMESTEPS = torch.tensor([900, 600, 300])
 TEXT = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def run(unet: SD1UNet, timestep: Tensor, text: Tensor = TEXT) -> Tensor:
+def run(unet: SD1UNet | SDXLUNet, timestep: Tensor, text: Tensor = TEXT) -> Tensor:
     unet.set_timestep(timestep)
     unet.set_clip_text_embedding(text)
     return unet(X)
@@ -118,3 +124,127 @@ def test_a_moved_unet_keeps_nothing_in_the_old_place() -> None:
     assert any(reused._entry is not None for reused in kept)
     unet.double()
     assert all(reused._entry is None for reused in kept)
+
+
+POOLED = torch.randn(2, 24, generator=torch.Generator().manual_seed(2))
+TIME_IDS = torch.tensor([[1024, 1024, 0, 0, 1024, 1024], [512, 512, 0, 0, 512, 768]])
+
+
+def small_xl() -> SDXLUNet:
+    return SDXLUNet(
+        4,
+        channels=(16, 32, 32),
+        text_embedding_dim=16,
+        pooled_text_embedding_dim=24,
+        num_attention_layers=(0, 1, 1),
+        head_dim=8,
+        time_ids_embedding_dim=6,
+        num_groups=4,
+    )
+
+
+def run_xl(unet: SDXLUNet, timestep: Tensor, pooled: Tensor = POOLED, time_ids: Tensor = TIME_IDS) -> Tensor:
+    unet.set_pooled_text_embedding(pooled)
+    unet.set_time_ids(time_ids)
+    return run(unet, timestep)
+
+
+def text_time(unet: SDXLUNet) -> TextTimeEmbedding:
+    return unet.ensure_find(TextTimeEmbedding)
+
+
+def add_third_encoding(unet: SDXLUNet) -> None:
+    total = unet.ensure_find(TimestepEncoder).layer("Sum", fl.Sum)
+    total.append(fl.Chain(fl.UseContext("diffusion", "pooled_text_embedding"), fl.Lambda(mean_of_rows)))
+
+
+def mean_of_rows(x: Tensor) -> Tensor:
+    return x.mean(dim=1, keepdim=True)
+
+
+EDITS_XL: dict[str, Callable[[SDXLUNet], object]] = {
+    "a weight": lambda unet: text_time(unet).layer("Linear_2", fl.Linear).weight.mul_(2),
+    "an activation": lambda unet: use_relu(text_time(unet)),
+    "a hook": lambda unet: text_time(unet).register_forward_hook(double),
+    "a hook on a linear layer": lambda unet: text_time(unet).layer("Linear_1", fl.Linear).register_forward_hook(double),
+    "a hook on the concatenation": lambda unet: (
+        text_time(unet).layer("Concatenate", fl.Concatenate).register_forward_hook(double)
+    ),
+    "a hook on the sinusoids": lambda unet: (
+        text_time(unet).layer(("Concatenate", "Chain", "Lambda"), fl.Lambda).register_forward_hook(double)
+    ),
+    "what is read from a context": lambda unet: (
+        text_time(unet).layer(("Concatenate", "UseContext"), fl.UseContext).compose(lambda x: 2 * x)
+    ),
+    "a third encoding": add_third_encoding,
+    "a hook on the sum": lambda unet: (
+        unet.ensure_find(TimestepEncoder).layer("Sum", fl.Sum).register_forward_hook(double)
+    ),
+    "a weight of the timestep's encoder": lambda unet: (
+        unet.ensure_find(RangeEncoder).layer("Linear_2", fl.Linear).weight.mul_(2)
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS_XL.values(), ids=list(EDITS_XL))
+@torch.no_grad()
+def test_an_edit_of_the_larger_unet_takes_effect_at_once(edit: Callable[[SDXLUNet], object]) -> None:
+    unet = small_xl()
+    for step in range(3):
+        run_xl(unet, TIMESTEPS[step : step + 1])
+    fresh = copy.deepcopy(unet)
+    before = run_xl(unet, TIMESTEPS[1:2])
+    edit(unet)
+    edit(fresh)
+    for step in (1, 2, 1, 0):
+        with torch.enable_grad():
+            expected = run_xl(fresh, TIMESTEPS[step : step + 1].clone()).detach()
+        torch.testing.assert_close(run_xl(unet, TIMESTEPS[step : step + 1]), expected, atol=1e-4, rtol=1e-4)
+    assert (run_xl(unet, TIMESTEPS[1:2]) - before).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_other_conditions_and_timesteps_take_effect_at_once() -> None:
+    unet, fresh = small_xl(), small_xl()
+    fresh.load_state_dict(unet.state_dict())
+    pooled, time_ids = POOLED.clone(), TIME_IDS.clone()
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: pooled.mul_(2),
+        lambda: time_ids[0].fill_(256),
+        lambda: TIMESTEPS,
+    ]
+    for change in changes:
+        change()
+        for timestep in (TIMESTEPS[:1], TIMESTEPS[2:], torch.tensor([17]), TIMESTEPS[:2], torch.tensor([5, 6])):
+            with torch.enable_grad():
+                expected = run_xl(fresh, timestep.clone(), pooled.clone(), time_ids.clone()).detach()
+            torch.testing.assert_close(run_xl(unet, timestep, pooled, time_ids), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_second_step_encodes_nothing_again() -> None:
+    unet = small_xl()
+    names = [name for name, layer in unet.named_modules() if type(layer) is fl.Linear]
+    of_time = [name for name in names if "RangeAdapter2d" in name or "TimestepEncoder" in name]
+    assert len(of_time) == 4 + 17
+
+    def count(step: int) -> int:
+        calls = 0
+
+        class Count(TorchFunctionMode):
+            def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                nonlocal calls
+                calls += function is torch.nn.functional.linear
+                return function(*args, **(kwargs or {}))
+
+        with Count():
+            run_xl(unet, TIMESTEPS[step : step + 1])
+        return calls
+
+    first = count(0)
+    of_text = sum(
+        len(block.layer(("Residual_2", "Attention", "Distribute"), fl.Distribute)) - 1
+        for block in unet.layers(CrossAttentionBlock)
+    )
+    assert [count(step) for step in (1, 2)] == [first - len(of_time) - of_text] * 2

@@ -120,7 +120,7 @@ def test_a_change_of_a_lora_is_seen() -> None:
     lora = adapter.loras["a"]
 
     def result() -> Tensor:
-        return reused(counted, x, (adapter,)).clone()
+        return reused(counted, (x,), (adapter,)).clone()
 
     results = [result(), result()]
     assert counted.rows == [2]
@@ -140,8 +140,8 @@ def test_a_change_of_a_lora_is_seen() -> None:
 def test_a_result_that_somebody_writes_into_is_computed_again() -> None:
     layer, reused, table = linear(), Reused(), torch.randn(5, 4)
     expected = layer(table)
-    reused(layer, table, (layer,)).add_(1)
-    torch.testing.assert_close(reused(layer, table, (layer,)), expected)
+    reused(layer, (table,), (layer,)).add_(1)
+    torch.testing.assert_close(reused(layer, (table,), (layer,)), expected)
     reused.rows(layer, table[1:3], (layer,)).mul_(2)
     torch.testing.assert_close(reused.rows(layer, table[1:3], (layer,)), expected[1:3])
 
@@ -149,12 +149,12 @@ def test_a_result_that_somebody_writes_into_is_computed_again() -> None:
 def test_a_result_is_dropped_with_what_it_was_made_of() -> None:
     layer, reused = linear(), Reused()
     x = torch.randn(2, 4)
-    result = weakref.ref(reused(layer, x, (layer,)))
+    result = weakref.ref(reused(layer, (x,), (layer,)))
     assert result() is not None
     del x
     assert result() is None
     x = torch.randn(2, 4)
-    result = weakref.ref(reused(layer, x, (layer,)))
+    result = weakref.ref(reused(layer, (x,), (layer,)))
     layer.load_state_dict({"weight": torch.ones(3, 4), "bias": torch.ones(3)}, assign=True)
     assert result() is None
 
@@ -176,8 +176,8 @@ def test_a_long_table_is_not_computed_as_a_whole() -> None:
 def test_fake_tensors_are_not_kept() -> None:
     layer, reused, x = linear(), Reused(), torch.randn(2, 4)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        reused(layer, x, (layer,))
-    assert type(reused(layer, x, (layer,))) is Tensor
+        reused(layer, (x,), (layer,))
+    assert type(reused(layer, (x,), (layer,))) is Tensor
 
 
 def test_nothing_is_kept_where_gradients_are_recorded() -> None:

@@ -33,7 +33,7 @@ class Distribute(fl.Distribute):
         results: list[Any] = []
         for arg, (name, layer), reused in zip(args, self._modules.items(), self._reused):
             call = partial(self._call_layer, layer, name)
-            results.append(reused(call, arg, (layer,)) if results and isinstance(arg, Tensor) else call(arg))
+            results.append(reused(call, (arg,), (layer,)) if results and isinstance(arg, Tensor) else call(arg))
         return tuple(results)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -319,7 +319,8 @@ class LatentDiffusionModel(fl.Module, ABC):
 
         Args:
             path: A folder in the format of diffusers, or a single file.
-            solver: The solver (default: that of the model, for the kind of prediction that the checkpoint makes).
+            solver: The solver (default: that of the model, or what its folder says it was distilled for; in any case
+                for what the U-Net predicts).
             lda: An autoencoder to take instead of that of the checkpoint, which then needs to have none.
             clip_text_encoder: The same of the text encoder.
             device: Where the model runs.

@@ -142,7 +142,11 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
         use_context, activation, linear, reshape = projection
         if type(activation) is not fl.SiLU or is_watched(activation):
             return super().forward(*args)
-        shift = self._reused.rows(lambda embedding: linear(activation(embedding)), use_context(), (linear,))
+
+        def project(embedding: Tensor) -> Tensor:
+            return linear(activation(embedding))
+
+        shift = self._reused.rows(project, use_context(), (linear,))
         return target(*args) + reshape(shift)
 
     @property

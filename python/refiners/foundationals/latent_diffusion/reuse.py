@@ -31,7 +31,7 @@ class _Entry(NamedTuple):
 
 
 class Reused:
-    """The last result of a function of a tensor and of linear layers, as long as none of them has changed.
+    """The last result of a function of tensors and of linear layers, as long as none of them has changed.
 
     The function must depend on nothing else: its owner makes sure of that at each call. A result belongs to the very
     tensors it was made of, while they live and no in-place change, cast or move has touched them. Like autograd, this
@@ -47,34 +47,43 @@ class Reused:
     def __init__(self) -> None:
         self._entry: _Entry | None = None  # replaced as a whole, for threads that share it
 
-    def __call__(self, function: Callable[[Tensor], Tensor], x: Tensor, layers: Sequence[fl.Module]) -> Tensor:
-        """Give `function(x)`, which depends on these layers."""
-        found = self._find(function, x, layers)
-        return function(x) if found is None else found
+    def __call__(
+        self, function: Callable[..., Tensor], inputs: Sequence[Tensor], layers: Sequence[fl.Module]
+    ) -> Tensor:
+        """Give `function(*inputs)`, which depends on these layers."""
+        found = self._find(function, inputs, layers)
+        return function(*inputs) if found is None else found
 
-    def rows(self, function: Callable[[Tensor], Tensor], x: Tensor, layers: Sequence[fl.Module]) -> Tensor:
-        """Give `function(x)`, which depends on these layers and treats the rows of its argument one by one.
+    def rows(
+        self, function: Callable[..., Tensor], x: Tensor, layers: Sequence[fl.Module], others: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Give `function(x, *others)`, which depends on these layers and treats the rows of `x` one by one.
 
         Where `x` is some rows of a larger tensor, as the timestep of a step is one of those of all steps, the function
         is called with all rows, and the same rows of its result are given.
         """
         table, rows = _table_of(x)
-        found = self._find(function, table, layers)
+        found = self._find(function, (table, *others), layers)
         if found is None:
-            return function(x)
+            return function(x, *others)
         return found if rows is None else found[rows]
 
     def forget(self) -> None:
         """Drop the result."""
         self._entry = None
 
-    def _find(self, function: Callable[[Tensor], Tensor], x: Tensor, layers: Sequence[fl.Module]) -> Tensor | None:
+    def _find(
+        self, function: Callable[..., Tensor], inputs: Sequence[Tensor], layers: Sequence[fl.Module]
+    ) -> Tensor | None:
         """Give the result, computed now if need be; None where it must not be kept."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
             return None
-        tensors, numbers = [x], list[object]()
-        if type(x) is not Tensor or x.is_meta or not all(_add(layer, tensors, numbers) for layer in layers):
+        if any(type(x) is not Tensor or x.is_meta for x in inputs):
             return None
+        tensors, numbers = list(inputs), list[object]()
+        if not all(_add(layer, tensors, numbers) for layer in layers):
+            return None
+        x = inputs[0]
         if any(tensor.is_inference() for tensor in tensors) or is_autocast(x):
             return None
         if x.is_cuda:
@@ -90,7 +99,7 @@ class Reused:
             and entry.result._version == entry.version  # nobody has written into it
         ):
             return entry.result
-        result = function(x)
+        result = function(*inputs)
         if type(result) is not Tensor or result.is_inference():
             return result
         this = weakref.ref(self)

@@ -1,9 +1,14 @@
 """What the U-Net of Stable Diffusion XL makes of the timestep, the pooled text embedding and the sizes of the image."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.layers.watched import is_watched
 from refiners.foundationals.latent_diffusion.range_adapter import RangeEncoder, compute_sinusoidal_embedding
+from refiners.foundationals.latent_diffusion.reuse import Reused
 from refiners.foundationals.latent_diffusion.unet import BaseTimestepEncoder
 
 CHANNELS = (320, 640, 1280)
@@ -38,6 +43,7 @@ class TextTimeEmbedding(fl.Chain):
         self.pooled_text_embedding_dim = pooled_text_embedding_dim
         self.time_ids_embedding_dim = time_ids_embedding_dim
         self.text_time_embedding_dim = pooled_text_embedding_dim + NUM_TIME_IDS * time_ids_embedding_dim
+        self._reused = Reused()
         super().__init__(
             fl.Concatenate(
                 fl.UseContext("diffusion", "pooled_text_embedding"),
@@ -55,11 +61,53 @@ class TextTimeEmbedding(fl.Chain):
             fl.Linear(timestep_embedding_dim, timestep_embedding_dim, device=device, dtype=dtype),
         )
 
+    def forward(self, *args: Any) -> Any:
+        layers = tuple(self)
+        inputs = self._find_inputs(layers)
+        if inputs is None:
+            return super().forward(*args)
+
+        def encode(*_: Tensor) -> Tensor:
+            return super(TextTimeEmbedding, self).forward(*args)
+
+        return self._reused(encode, inputs, (layers[2], layers[4]))
+
+    def _find_inputs(self, layers: tuple[fl.Module, ...]) -> tuple[Tensor, Tensor] | None:
+        """Give what the result depends on, apart from the linear layers; None if somebody edited the tree."""
+        kinds = (fl.Concatenate, fl.Converter, fl.Module, fl.SiLU, fl.Module)  # Reused looks at the linear layers
+        if not _are(layers, kinds):
+            return None
+        parts = tuple(self.layer(0, fl.Concatenate))
+        if not _are(parts, (fl.UseContext, fl.Chain)) or self.layer(0, fl.Concatenate).dim != 1:
+            return None
+        sinusoids = tuple(self.layer((0, 1), fl.Chain))
+        converter = self.layer(1, fl.Converter)
+        if not _are(sinusoids, (fl.UseContext, fl.Unsqueeze, fl.Lambda, fl.Reshape)) or converter.set_device:
+            return None
+        if not converter.set_dtype or self.layer((0, 1, 2), fl.Lambda).func != self.compute_sinusoidal_embedding:
+            return None
+        pooled_text_embedding, time_ids = (self.layer(path, fl.UseContext)() for path in ((0, 0), (0, 1, 0)))
+        if not isinstance(pooled_text_embedding, Tensor) or not isinstance(time_ids, Tensor):
+            return None
+        return pooled_text_embedding, time_ids
+
     # Plain annotations, because trees show them.
 
     def compute_sinusoidal_embedding(self, x: Tensor) -> Tensor:
         """Embed numbers in as many sinusoids as each time id has."""
         return compute_sinusoidal_embedding(x, embedding_dim=self.time_ids_embedding_dim)
+
+
+def _are(layers: Sequence[fl.Module], kinds: Sequence[type[fl.Module]]) -> bool:
+    """Whether these are layers of these very classes, called as they are; `fl.Module` stands for any."""
+    return len(layers) == len(kinds) and all(
+        kind is fl.Module or (type(layer) is kind and not is_watched(layer)) for layer, kind in zip(layers, kinds)
+    )
+
+
+def _add(time: Tensor, text: Tensor) -> Tensor:
+    """Add each row of one to all rows of the other."""
+    return time.unsqueeze(1) + text
 
 
 class TimestepEncoder(BaseTimestepEncoder):
@@ -86,6 +134,7 @@ class TimestepEncoder(BaseTimestepEncoder):
         self.channels = channels
         self.pooled_text_embedding_dim = pooled_text_embedding_dim
         self.time_ids_embedding_dim = time_ids_embedding_dim
+        self._reused = Reused()
         super().__init__(
             fl.Sum(
                 fl.Chain(
@@ -98,3 +147,18 @@ class TimestepEncoder(BaseTimestepEncoder):
             ),
             fl.SetContext("range_adapter", context_key),
         )
+
+    def forward(self, *args: Any) -> tuple[Any, ...]:
+        """Encode; where the timestep is one of a table, as those of a solver are, for all of them at once."""
+        total, set_context = self if len(self) == 2 else (None, None)
+        if type(total) is not fl.Sum or len(total) != 2 or is_watched(total):
+            return super().forward(*args)
+        if type(set_context) is not fl.SetContext:
+            return super().forward(*args)
+        time, text = (layer(*args) for layer in total)
+        if isinstance(time, Tensor) and isinstance(text, Tensor) and time.ndim == text.ndim == 2 and len(time) == 1:
+            embedding = self._reused.rows(_add, time, (), (text,)).squeeze(0)
+        else:
+            embedding = time + text
+        set_context(embedding)
+        return args
