@@ -137,6 +137,28 @@ def test_nested_dictionaries_are_unpacked(tmp_path: Path, content: Callable[[dic
         assert checkpoint.shapes == {"a.b": Size([2]), "c": Size([3])}
 
 
+def cyclic() -> dict[str, Any]:
+    content: dict[str, Any] = {"w": torch.ones(2)}
+    content["again"] = content
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (cyclic(), "holds a dictionary that holds itself"),
+        ({"a": {"b": torch.ones(2)}, "a.b": torch.zeros(2)}, "holds a.b twice"),
+        ({"w": torch.eye(3).to_sparse()}, "w is no dense tensor but sparse_coo"),
+        ({"epoch": 3}, "holds no tensors"),
+    ],
+    ids=["cyclic", "twice", "sparse", "none"],
+)
+def test_what_cannot_be_weights_is_refused(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(tmp_path / "weights.pt")
+
+
 def test_a_file_of_the_old_format_is_read(tmp_path: Path) -> None:
     torch.save({"a": torch.arange(3.0)}, tmp_path / "weights.bin", _use_new_zipfile_serialization=False)
     with Checkpoint(tmp_path / "weights.bin") as checkpoint:

@@ -44,9 +44,20 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self._tensors = dict(_tensors_of(_load(path), ""))
-        if not self._tensors:
+        try:
+            found = _tensors_of(_load(path), "")
+        except RecursionError as error:
+            raise ValueError(f"{path} holds a dictionary that holds itself") from error
+        self._tensors = dict(found)
+        if not found:
             raise ValueError(f"{path} holds no tensors")
+        if len(self._tensors) < len(found):
+            twice = next(key for key, _ in found if sum(key == other for other, _ in found) > 1)
+            raise ValueError(f"{path} holds {twice} twice: once by its whole name, once nested")
+        for key, tensor in found:
+            if tensor.layout != torch.strided:
+                layout = str(tensor.layout).removeprefix("torch.")
+                raise ValueError(f"{path}: {key} is no dense tensor but {layout}")
         self.infos = {key: TensorInfo(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
         self._order = {key: i for i, key in enumerate(self._tensors)}
 
