@@ -1,4 +1,5 @@
-// The CPU kernels of attention against the formula in float64, for every instruction set that this machine has.
+// The CPU kernels of attention against the formula in float64, for every instruction set that this machine has, and
+// for vectors of 16 in plain C++.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -9,6 +10,8 @@
 #include "matrix.h"
 #include "ops/attention/attention_config.h"
 #include "ops/attention/attention_cpu_kernel.h"
+#include "ops/attention/attention_simd.h"
+#include "wide_vector.h"
 
 using namespace refiners;
 
@@ -23,7 +26,8 @@ const std::vector<Sizes> kCases = {{1, 1, 1, 1, 1, 1, 1},      {2, 3, 100, 77, 4
                                    {2, 1, 97, 513, 0, 17, 50}, {1, 1, 7, 20, 0, 200, 160}, {3, 2, 49, 49, 0, 32, 32}};
 
 std::vector<const AttentionCpuKernels*> kernels() {
-  std::vector<const AttentionCpuKernels*> found;
+  static constexpr AttentionCpuKernels wide = make_attention_kernels<Wide>();
+  std::vector<const AttentionCpuKernels*> found = {&wide};
   for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512}) {
     const auto* table = attention_cpu_kernels(isa);
     if (table != nullptr && isa <= best_cpu_isa(cpu_features())) found.push_back(table);

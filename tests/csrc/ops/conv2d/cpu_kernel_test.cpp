@@ -1,4 +1,5 @@
-// The CPU kernels of conv2d against the formula in float64, for every instruction set that this machine has.
+// The CPU kernels of conv2d against the formula in float64, for every instruction set that this machine has, and
+// for vectors of 16 in plain C++.
 #include "ops/conv2d/conv2d_cpu_kernel.h"
 
 #include <algorithm>
@@ -9,6 +10,8 @@
 #include "check.h"
 #include "matrix.h"
 #include "ops/conv2d/conv2d_config.h"
+#include "ops/conv2d/conv2d_simd.h"
+#include "wide_vector.h"
 
 using namespace refiners;
 
@@ -29,7 +32,8 @@ const std::vector<Shape> kProductCases = {
 };
 
 std::vector<const Conv2dCpuKernels*> kernels() {
-  std::vector<const Conv2dCpuKernels*> found;
+  static constexpr Conv2dCpuKernels wide = make_conv2d_kernels<Wide>();
+  std::vector<const Conv2dCpuKernels*> found = {&wide};
   for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512}) {
     const auto* table = conv2d_cpu_kernels(isa);
     if (table != nullptr && isa <= best_cpu_isa(cpu_features())) found.push_back(table);

@@ -1,4 +1,5 @@
-// The CPU kernels of linear against the formula in float64, for every instruction set that this machine has.
+// The CPU kernels of linear against the formula in float64, for every instruction set that this machine has, and
+// for vectors of 16 in plain C++.
 #include "ops/linear/linear_cpu_kernel.h"
 
 #include <cmath>
@@ -7,6 +8,8 @@
 #include "check.h"
 #include "matrix.h"
 #include "ops/linear/linear_config.h"
+#include "ops/linear/linear_simd.h"
+#include "wide_vector.h"
 
 using namespace refiners;
 
@@ -21,7 +24,8 @@ const std::vector<Sizes> kCases = {{1, 1, 1},     {2, 320, 64}, {3, 33, 17},    
                                    {12, 256, 32}, {7, 33, 17},  {193, 31, 129}, {49, 600, 300}};
 
 std::vector<const LinearCpuKernels*> kernels() {
-  std::vector<const LinearCpuKernels*> found;
+  static constexpr LinearCpuKernels wide = make_linear_kernels<Wide>();
+  std::vector<const LinearCpuKernels*> found = {&wide};
   for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512}) {
     const auto* table = linear_cpu_kernels(isa);
     if (table != nullptr && isa <= best_cpu_isa(cpu_features())) found.push_back(table);
