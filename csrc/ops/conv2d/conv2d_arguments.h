@@ -61,8 +61,10 @@ inline void check_arguments(const Conv2dArguments& a) {
   STD_TORCH_CHECK(a.groups > 0 && a.weight.size(0) % a.groups == 0 && a.x.size(1) == a.weight.size(1) * a.groups,
                   "conv2d: weight must have the channels of x, divided into groups");
   for (int i = 0; i < 2; ++i) {
-    STD_TORCH_CHECK(a.stride[i] > 0 && a.padding[i] >= 0 && a.dilation[i] > 0,
-                    "conv2d: stride and dilation must be positive, padding must not be negative");
+    constexpr int64_t kMost = int64_t{1} << 31;  // sums and products of such numbers do not overflow
+    STD_TORCH_CHECK(a.stride[i] > 0 && a.padding[i] >= 0 && a.padding[i] <= kMost && a.dilation[i] > 0 &&
+                        a.dilation[i] <= kMost && a.weight.size(2 + i) > 0,
+                    "conv2d: stride, dilation and the sides of the kernel must be positive, padding not negative");
     STD_TORCH_CHECK(a.x.size(2 + i) + 2 * a.padding[i] > a.dilation[i] * (a.weight.size(2 + i) - 1),
                     "conv2d: the kernel must not be larger than the padded image");
   }
@@ -100,8 +102,11 @@ inline Conv2dArguments lay_out(const Conv2dArguments& a, bool weight_by_channel)
 }
 
 inline Tensor call_portable(const Conv2dArguments& a) {
-  return call<Tensor>("refiners::_conv2d_portable", "", a.x, a.weight, a.bias, a.add, a.residual, a.stride, a.padding,
-                      a.dilation, a.groups, a.silu);
+  const Tensor y = call<Tensor>("refiners::_conv2d_portable", "", a.x, a.weight, a.bias, a.add, a.residual, a.stride,
+                                a.padding, a.dilation, a.groups, a.silu);
+  // Autocast, seen by the inner call only: kernels write in the dtype of `x`.
+  STD_TORCH_CHECK(y.scalar_type() == a.x.scalar_type(), "autocast is on: call refiners.ops instead of torch.ops");
+  return y;
 }
 
 }  // namespace refiners

@@ -8,7 +8,7 @@
 
 namespace refiners {
 
-enum class Conv2dMethod : int { kLibrary, kProducts, kWinogradSmall, kWinogradLarge };
+enum class Conv2dMethod : int { kLibrary, kProducts, kWinograd };
 
 struct Conv2dShape {
   int64_t in_channels, out_channels, groups;
@@ -22,10 +22,8 @@ constexpr int64_t kConv2dGrain = 64;  // channels, a multiple of the panels of a
 struct Conv2dCpuConfig {
   int64_t depth_block = 64;       // input channels whose weights are transformed at once
   int64_t winograd_columns = 32;  // output channels of a thread's sums, which stay in the L2 cache
-  int64_t small_squares = 96;     // squares of a block, of 2 x 2 pixels
-  int64_t large_squares = 48;     // and of 4 x 4
-  int64_t fewest_large_squares = 8;
-  int64_t spectra = 8 << 20;  // bytes of transformed pixels that are kept for all threads: of the L3 cache
+  int64_t squares = 96;           // squares of a block
+  int64_t spectra = 8 << 20;      // bytes of transformed pixels that are kept for all threads: of the L3 cache
   int64_t product_rows = 192, product_columns = 256, product_depth = 256;
 };
 
@@ -36,23 +34,19 @@ inline CpuPlan choose_conv2d_cpu_plan(CpuIsa isa, const CpuFeatures& features, D
   return choose_cpu_plan(isa, dtype, "Winograd's algorithm for kernels of 3 x 3 with a stride of 1");
 }
 
-// Squares of 4 x 4 pixels take 1.8 times fewer products than those of 2 x 2, but lose three more bits of float32: they
-// are for results that are rounded to 16 bits. Of a few of them the transforms of the weights take longer.
 inline Conv2dMethod choose_conv2d_method(const Conv2dShape& s, Dtype dtype) {
-  const bool is_short = dtype != Dtype::kFloat32;
   const bool plain = s.groups == 1 && s.kernel[0] == 3 && s.kernel[1] == 3 && s.stride[0] == 1 && s.stride[1] == 1 &&
                      s.dilation[0] == 1 && s.dilation[1] == 1 && s.out[0] > 1 && s.out[1] > 1;
-  if (plain && s.in_channels >= 16 && s.out_channels >= 16) {
-    const int64_t squares = ((s.out[0] + 3) / 4) * ((s.out[1] + 3) / 4);  // of one sample: a batch changes no bits
-    return is_short && squares >= kConv2dCpuConfig.fewest_large_squares ? Conv2dMethod::kWinogradLarge
-                                                                        : Conv2dMethod::kWinogradSmall;
-  }
-  return is_short ? Conv2dMethod::kProducts : Conv2dMethod::kLibrary;
+  if (plain && s.in_channels >= 16 && s.out_channels >= 16) return Conv2dMethod::kWinograd;
+  // The library's own loops for few channels in a group, such as one, are better than a panel that is mostly empty.
+  const bool fills_a_panel = s.groups == 1 || s.out_channels / s.groups >= 8;
+  return dtype != Dtype::kFloat32 && fills_a_panel ? Conv2dMethod::kProducts : Conv2dMethod::kLibrary;
 }
 
 // How many squares a block has: blocks are even, and a multiple of the rows that are multiplied at once.
-inline int64_t choose_conv2d_squares(int64_t squares, int64_t most) {
+inline int64_t choose_conv2d_squares(int64_t squares) {
   constexpr int64_t kRows = 12;  // a multiple of those of all instruction sets
+  constexpr int64_t most = kConv2dCpuConfig.squares;
   const int64_t blocks = (squares + most - 1) / most, even = (squares + blocks - 1) / blocks;
   return std::min(most, (even + kRows - 1) / kRows * kRows);
 }

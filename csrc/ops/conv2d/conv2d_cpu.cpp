@@ -61,15 +61,25 @@ Conv2dParams make_params(const Conv2dArguments& a, const std::vector<int64_t>& s
   return p;
 }
 
+// Room for the result, its channels next to each other: no view, and with the strides that torch gives.
+Tensor make_result(const Tensor& x, const std::vector<int64_t>& shape, bool channels_last) {
+  const auto [samples, channels, height, width] = std::array{shape[0], shape[1], shape[2], shape[3]};
+  if (!channels_last && (channels == 1 || height * width == 1)) return torch::stable::new_empty(x, shape);
+  const std::vector<int64_t> strides{height * width * channels, 1, width * channels, channels};
+  return call<Tensor>("aten::new_empty_strided", "", x, shape, strides, std::optional<ScalarType>(),
+                      std::optional<int32_t>(), std::optional<torch::stable::Device>(), std::optional<bool>());
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-void compute_winograd(const Conv2dParams& p, const Conv2dWinogradKernels& kernels) {
-  const int64_t squares = p.samples * ceil_div(p.out_height, kernels.edge) * ceil_div(p.out_width, kernels.edge);
-  const int64_t size = choose_conv2d_squares(squares, kernels.row_block), blocks = ceil_div(squares, size);
+void compute_winograd(const Conv2dParams& p, const Conv2dCpuKernels& kernels) {
+  const int64_t squares = p.samples * ceil_div(p.out_height, 2) * ceil_div(p.out_width, 2);
+  const int64_t size = choose_conv2d_squares(squares), blocks = ceil_div(squares, size);
   const int64_t spectrum_size = kernels.spectrum_size(p);
   const int64_t kept = std::clamp<int64_t>(kConv2dCpuConfig.spectra / 4 / spectrum_size, 1, blocks);
   const int64_t parts = ceil_div(p.in_channels, kConv2dGrain);
-  const int64_t strips = ceil_div(p.out_channels, kernels.column_block);
+  constexpr int64_t kStrip = kConv2dCpuConfig.winograd_columns;
+  const int64_t strips = ceil_div(p.out_channels, kStrip);
   const Scratch spectra = make_scratch(kept * spectrum_size);
   for (int64_t first = 0; first < blocks; first += kept) {
     const int64_t count = std::min(kept, blocks - first);
@@ -85,11 +95,11 @@ void compute_winograd(const Conv2dParams& p, const Conv2dWinogradKernels& kernel
       }
     });
     torch::stable::parallel_for(0, count * strips, 1, [&](int64_t begin, int64_t end) {
-      const Scratch scratch = make_scratch(kernels.scratch_size());
+      const Scratch scratch = make_scratch(kernels.winograd_scratch_size());
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t column = i / count * kernels.column_block;
-        kernels.compute(p, block(i % count), spectra.get() + i % count * spectrum_size, column,
-                        std::min(kernels.column_block, p.out_channels - column), scratch.get());
+        const int64_t column = i / count * kStrip;
+        kernels.compute_winograd(p, block(i % count), spectra.get() + i % count * spectrum_size, column,
+                                 std::min(kStrip, p.out_channels - column), scratch.get());
       }
     });
   }
@@ -121,16 +131,16 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& b
   const bool is_empty = shape[0] * shape[1] * shape[2] * shape[3] == 0;
   if (method == Conv2dMethod::kLibrary || is_empty) return call_portable(given);
   const Conv2dArguments a = lay_out(given, method == Conv2dMethod::kProducts);
-  const Tensor y = torch::stable::new_empty(x, {shape[0], shape[2], shape[3], shape[1]});
+  const bool channels_last = gives_channels_last(given);
+  const Tensor y = make_result(x, shape, channels_last);
   const Conv2dParams p = make_params(a, shape, y);
   const Conv2dCpuKernels& kernels = *conv2d_cpu_kernels(cpu_isa());
   if (method == Conv2dMethod::kProducts) {
     compute_products(p, kernels);
   } else {
-    compute_winograd(p, method == Conv2dMethod::kWinogradSmall ? kernels.small : kernels.large);
+    compute_winograd(p, kernels);
   }
-  const Tensor result = call<Tensor>("aten::permute", "", y, std::vector<int64_t>{0, 3, 1, 2});
-  return gives_channels_last(given) ? result : torch::stable::contiguous(result);
+  return channels_last ? y : torch::stable::contiguous(y);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(refiners, CPU, m) { m.impl("conv2d", TORCH_BOX(&conv2d_cpu)); }

@@ -30,30 +30,21 @@ struct Conv2dTile {
   int64_t group, row, rows, column, columns;
 };
 
-// A block of Winograd's squares: consecutive ones, of all samples.
+// A block of Winograd's squares of 2 x 2 pixels: consecutive ones, of all samples.
 struct Conv2dSquares {
   int64_t first, count;
 };
 
-// Winograd's algorithm for 3 x 3 kernels, with squares of 2 x 2 or 4 x 4 pixels.
-struct Conv2dWinogradKernels {
-  int64_t edge;          // pixels of a square, along one side
-  int64_t row_block;     // squares of a block, at most
-  int64_t column_block;  // output channels of a unit of work, at most
-
-  int64_t (*spectrum_size)(const Conv2dParams&);  // floats of a block
-  int64_t (*scratch_size)();                      // floats that one thread needs
+struct Conv2dCpuKernels {
+  int64_t (*spectrum_size)(const Conv2dParams&);  // floats of a block of squares
+  int64_t (*winograd_scratch_size)();             // floats that one thread needs for it
 
   // spectrum = Bᵀ·x·B of the channels [begin, end) of a block; begin is a multiple of kConv2dGrain.
   void (*transform)(const Conv2dParams&, const Conv2dSquares&, int64_t begin, int64_t end, float* spectrum);
 
-  // The output channels [column, column + columns) of a block.
-  void (*compute)(const Conv2dParams&, const Conv2dSquares&, const float* spectrum, int64_t column, int64_t columns,
-                  float* scratch);
-};
-
-struct Conv2dCpuKernels {
-  Conv2dWinogradKernels small, large;  // squares of 2 x 2 and of 4 x 4 pixels
+  // The output channels [column, column + columns) of a block, for 3 x 3 kernels with a stride of 1.
+  void (*compute_winograd)(const Conv2dParams&, const Conv2dSquares&, const float* spectrum, int64_t column,
+                           int64_t columns, float* scratch);
 
   int64_t (*scratch_size)(int64_t rows, int64_t columns);  // floats that one thread needs for tiles of such a size
 

@@ -19,34 +19,20 @@ inline void with_conv2d_dtype(const Conv2dParams& p, const F& f) {
   }
 }
 
-template <class V, template <class> class Transforms>
-constexpr Conv2dWinogradKernels make_conv2d_winograd_kernels() {
-  using Any = Conv2dWinograd<V, float, Transforms>;
-  return {
-      Any::kOut,
-      Any::kSquares,
-      Any::kColumns,
-      Any::spectrum_size,
-      Any::scratch_size,
-      [](const Conv2dParams& p, const Conv2dSquares& block, int64_t begin, int64_t end, float* spectrum) {
-        with_conv2d_dtype(
-            p, [&]<class T>() { Conv2dWinograd<V, T, Transforms>::transform(p, block, begin, end, spectrum); });
-      },
-      [](const Conv2dParams& p, const Conv2dSquares& block, const float* spectrum, int64_t column, int64_t columns,
-         float* scratch) {
-        with_conv2d_dtype(p, [&]<class T>() {
-          Conv2dWinograd<V, T, Transforms>::compute(p, block, spectrum, column, columns, scratch);
-        });
-      },
-  };
-}
-
 template <class V>
 constexpr Conv2dCpuKernels make_conv2d_kernels() {
   return {
-      make_conv2d_winograd_kernels<V, WinogradOfTwo>(),
-      make_conv2d_winograd_kernels<V, WinogradOfFour>(),
-      Conv2dProducts<V, float>::scratch_size,  // the same for each dtype
+      Conv2dWinograd<V, float>::spectrum_size,  // the same for each dtype
+      Conv2dWinograd<V, float>::scratch_size,
+      [](const Conv2dParams& p, const Conv2dSquares& block, int64_t begin, int64_t end, float* spectrum) {
+        with_conv2d_dtype(p, [&]<class T>() { Conv2dWinograd<V, T>::transform(p, block, begin, end, spectrum); });
+      },
+      [](const Conv2dParams& p, const Conv2dSquares& block, const float* spectrum, int64_t column, int64_t columns,
+         float* scratch) {
+        with_conv2d_dtype(
+            p, [&]<class T>() { Conv2dWinograd<V, T>::compute(p, block, spectrum, column, columns, scratch); });
+      },
+      Conv2dProducts<V, float>::scratch_size,
       [](const Conv2dParams& p, const Conv2dTile& tile, float* scratch) {
         with_conv2d_dtype(p, [&]<class T>() { Conv2dProducts<V, T>::compute(p, tile, scratch); });
       },

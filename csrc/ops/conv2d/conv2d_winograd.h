@@ -1,4 +1,4 @@
-// Winograd's algorithm for 3 x 3 kernels with a stride of 1: 2.25 or 4 times fewer products than the formula.
+// Winograd's algorithm for 3 x 3 kernels with a stride of 1: 2.25 times fewer products than the formula.
 //
 // Computes   Y = Aᵀ[Σᵢ (G·gᵢ·Gᵀ) ⊙ (Bᵀ·dᵢ·B)]A for each square of the result, with the transforms of
 // conv2d_transforms.h Source     Lavin and Gray 2015, arXiv:1509.09308, algorithm 1. Layout     channels of x, y and
@@ -18,14 +18,14 @@
 namespace refiners {
 namespace {
 
-template <class V, class T, template <class> class Transforms>
+template <class V, class T>
 struct Conv2dWinograd {
   using Reg = typename V::Reg;
   using Pixels = Conv2dPixels<T>;
-  using W = Transforms<V>;
+  using W = Winograd<V>;
   static constexpr int kOut = W::kOut, kIn = W::kIn, kPoints = kIn * kIn;
   static constexpr int64_t kDepth = kConv2dCpuConfig.depth_block;
-  static constexpr int64_t kSquares = kOut == 2 ? kConv2dCpuConfig.small_squares : kConv2dCpuConfig.large_squares;
+  static constexpr int64_t kSquares = kConv2dCpuConfig.squares;
   static constexpr int64_t kColumns = kConv2dCpuConfig.winograd_columns;
   static_assert(kDepth % V::kWidth == 0 && kColumns % kPanel<V> == 0 && kDepth == kConv2dGrain);
 
@@ -196,7 +196,10 @@ struct Conv2dWinograd {
         check = V::fma(V::zero(), column_of_y[i], check);
       }
     }
-    const bool finite = V::sum(check) == 0.0f;
+    float checks[V::kWidth];
+    V::store(checks, check);
+    bool finite = true;
+    for (int64_t i = 0; i < count; ++i) finite = finite && checks[i] == 0.0f;
     for (int i = 0; i < kOut && square.row + i < p.out_height; ++i) {
       for (int j = 0; j < kOut && square.column + j < p.out_width; ++j) {
         const int64_t row = square.row + i, place = square.column + j;

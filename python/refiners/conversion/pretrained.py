@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -52,11 +53,6 @@ _PREDICTIONS = {
     "epsilon": ModelPredictionType.NOISE,
     "sample": ModelPredictionType.SAMPLE,
     "v_prediction": ModelPredictionType.VELOCITY,
-}
-# Models that were distilled for a few steps need what they were distilled for; to others a solver is a matter of taste.
-_SOLVERS: dict[str, Callable[..., Solver]] = {
-    "EulerAncestralDiscreteScheduler": EulerAncestral,
-    "LCMScheduler": LCMSolver,
 }
 _SCHEDULES = {"linear": "uniform", "scaled_linear": "quadratic"}
 
@@ -251,9 +247,13 @@ def _solver(kind: type[LatentDiffusionModel], checkpoint: DiffusionCheckpoint) -
         # Such models need the last timestep: those without signal there, and those that were distilled for few steps.
         params |= {"timesteps_spacing": TimestepSpacing.TRAILING_ROUNDED, "timesteps_offset": 0}
     make: Callable[..., Solver] = DDIM if kind is StableDiffusion_XL else DPMSolver
+    # Models that were distilled for a few steps need their solver; to others it is a matter of taste.
     if config.scheduler is not None:
         params |= _noise_params(config.scheduler)
-        make = _SOLVERS.get(config.scheduler.class_name, make)
+        if config.scheduler.class_name == "LCMScheduler":
+            make = partial(LCMSolver, num_orig_steps=_integer(config.scheduler.raw, "original_inference_steps", 50))
+        elif config.scheduler.class_name == "EulerAncestralDiscreteScheduler" and "timesteps_spacing" in params:
+            make = EulerAncestral
     return make(num_inference_steps=30, params=SolverParams(**params))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from refiners.ops.transforms import is_autocast, is_transformed
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
 _PLAIN = (Tensor, torch.nn.Parameter)  # other classes may have a convolution of their own
+_TOO_FAR = 1 << 31  # for padding and dilation
 _ARGUMENTS = (
     "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? add=None, Tensor? residual=None, int[2] stride=1, "
     "int[2] padding=0, int[2] dilation=1, int groups=1, bool silu=False)"
@@ -38,12 +40,11 @@ def conv2d(
 ) -> Float[Tensor, "batch out_channels out_height out_width"]:
     """Compute `silu(conv(x) + bias + add + residual)`, with the convolution of `torch.nn.functional.conv2d`.
 
-    On the CPU kernels of 3 x 3 with a stride of 1 follow Winograd's algorithm, which takes 2.25 times fewer products,
-    or 4 times fewer where results are rounded to 16 bits or torch's own rounding errors are as large: see
-    [[arXiv:1509.09308] Fast Algorithms for Convolutional Neural Networks](https://arxiv.org/abs/1509.09308),
-    algorithm 1. All is summed in float32 and rounded once. Nothing is kept between calls: weights are transformed in
-    the cache, on their way into the products, from the order in which they lie. Differentiable in all tensors, any
-    number of times.
+    On the CPU kernels of 3 x 3 with a stride of 1, between 16 channels or more, follow Winograd's algorithm, which
+    takes 2.25 times fewer products: see [[arXiv:1509.09308] Fast Algorithms for Convolutional Neural
+    Networks](https://arxiv.org/abs/1509.09308), algorithm 1. All is summed in float32 and rounded once. Nothing is
+    kept between calls: weights are transformed in the cache, on their way into the products, from the order in which
+    they lie. Differentiable in all tensors, any number of times.
 
     Args:
         x: The input.
@@ -62,12 +63,16 @@ def conv2d(
             `x` or `weight` is.
 
     Raises:
+        TypeError: If `stride`, `padding` or `dilation` are not one or two whole numbers.
         ValueError: If `add` or `residual` have another shape than the result has.
         RuntimeError: If the shapes of the others, or dtypes or devices disagree, as from torch.
     """
-    steps, pads, gaps = _pair(stride), _pair(padding), _pair(dilation)
+    steps, pads, gaps = _pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation)
     if is_autocast(x):
         dtype = torch.get_autocast_dtype(x.device.type)
+        tensors = (x, weight, bias, add, residual)
+        if not native.has_kernel("conv2d", dtype) or not all(t is None or _may_cast(t) for t in tensors):
+            return _portable(*tensors, steps, pads, gaps, groups, silu)
         x, weight = x.to(dtype), weight.to(dtype)
         bias, add, residual = (None if tensor is None else tensor.to(dtype) for tensor in (bias, add, residual))
     shape = _result_shape(x, weight, bias, steps, pads, gaps, groups)
@@ -80,8 +85,19 @@ def conv2d(
         return _OPERATOR(x, weight, bias, add, residual, steps, pads, gaps, groups, silu)
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    try:
+        numbers = [index(each) for each in value] if isinstance(value, Sequence) else [index(value)]
+    except TypeError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise TypeError(f"conv2d: {name} must be one or two whole numbers, got {value!r}")
+    return numbers[0], numbers[-1]
+
+
+def _may_cast(x: Tensor) -> bool:
+    """Whether autocast casts a tensor, and a kernel may take the result."""
+    return x.is_cpu and type(x) in _PLAIN and x.is_floating_point() and x.dtype != torch.float64
 
 
 def _result_shape(
@@ -98,12 +114,14 @@ def _result_shape(
         return None
     batch, channels, *sides = x.shape
     out_channels, depth, *kernel = weight.shape
+    if 0 in (channels, out_channels, *sides, *kernel):
+        return None
     if channels != depth * groups or out_channels % groups or (bias is not None and bias.shape != weight.shape[:1]):
         return None
     shape = [batch, out_channels]
     for side, size, step, pad, gap in zip(sides, kernel, stride, padding, dilation, strict=True):
         room = side + 2 * pad - gap * (size - 1) - 1
-        if room < 0 or step < 1 or pad < 0 or gap < 1:
+        if room < 0 or step < 1 or not 0 <= pad < _TOO_FAR or not 1 <= gap < _TOO_FAR:
             return None
         shape.append(room // step + 1)
     return tuple(shape)
@@ -138,11 +156,13 @@ def _portable(
     silu: bool = False,
 ) -> Tensor:
     y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    if (add is not None or residual is not None) and x.dim() != 4:
+        raise ValueError(f"conv2d: x must be a batch of images, got {tuple(x.shape)}")
     _check_additions(y.shape, add, residual)
     if add is not None:
-        y = y + add[:, :, None, None]
+        y = y + add[:, :, None, None].to(y.dtype)
     if residual is not None:
-        y = y + residual
+        y = y + residual.to(y.dtype)
     return F.silu(y) if silu else y
 
 

@@ -222,29 +222,72 @@ def test_other_conditions_and_timesteps_take_effect_at_once() -> None:
             torch.testing.assert_close(run_xl(unet, timestep, pooled, time_ids), expected, atol=1e-4, rtol=1e-4)
 
 
+def rows_of_linear_layers(function: Callable[[], object]) -> list[int]:
+    """Call a function, and give how many rows each linear layer got."""
+    rows: list[int] = []
+
+    class Count(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.nn.functional.linear:
+                rows.append(args[0].shape[:-1].numel())
+            return function(*args, **(kwargs or {}))
+
+    with Count():
+        function()
+    return rows
+
+
 @torch.no_grad()
-def test_the_second_step_encodes_nothing_again() -> None:
+def test_the_third_step_encodes_nothing_again() -> None:
     unet = small_xl()
     names = [name for name, layer in unet.named_modules() if type(layer) is fl.Linear]
     of_time = [name for name in names if "RangeAdapter2d" in name or "TimestepEncoder" in name]
-    assert len(of_time) == 4 + 17
-
-    def count(step: int) -> int:
-        calls = 0
-
-        class Count(TorchFunctionMode):
-            def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                nonlocal calls
-                calls += function is torch.nn.functional.linear
-                return function(*args, **(kwargs or {}))
-
-        with Count():
-            run_xl(unet, TIMESTEPS[step : step + 1])
-        return calls
-
-    first = count(0)
     of_text = sum(
         len(block.layer(("Residual_2", "Attention", "Distribute"), fl.Distribute)) - 1
         for block in unet.layers(CrossAttentionBlock)
     )
-    assert [count(step) for step in (1, 2)] == [first - len(of_time) - of_text] * 2
+    assert len(of_time) == 4 + 17
+    first, second, third = (
+        len(rows_of_linear_layers(lambda step=step: run_xl(unet, TIMESTEPS[step : step + 1]))) for step in range(3)
+    )
+    assert second == first - 4 - of_text  # the shifts again, now for all steps
+    assert third == second - 17
+
+
+@torch.no_grad()
+def test_new_conditions_at_each_step_are_encoded_for_that_step_alone() -> None:
+    unet = small_xl()
+    steps = [
+        rows_of_linear_layers(lambda step=step: run_xl(unet, TIMESTEPS[step : step + 1], POOLED.clone()))
+        for step in (0, 1, 2, 0)
+    ]
+    assert all(each.count(2) >= 17 for each in steps)
+    assert not any(each.count(2 * len(TIMESTEPS)) for each in steps)
+
+
+@torch.no_grad()
+def test_what_the_encoder_is_edited_to_give_is_added_up() -> None:
+    unet, plain = small_xl(), small_xl()
+    plain.load_state_dict(unet.state_dict())
+    expected = run_xl(plain, TIMESTEPS[:1])
+    unet.ensure_find(RangeEncoder).append(fl.Converter(set_device=False))  # it gives a tuple
+    text_time(unet).append(fl.Converter(set_device=False))
+    for _ in range(3):
+        torch.testing.assert_close(run_xl(unet, TIMESTEPS[:1]), expected)
+
+
+def test_an_error_names_the_encoder() -> None:
+    unet = small_xl()
+    unet.ensure_find(TimestepEncoder).layer(("Sum", "Chain"), fl.Chain).append(fl.Linear(3, 3))
+    with pytest.raises(Exception, match="TimestepEncoder"), torch.no_grad():
+        run_xl(unet, TIMESTEPS[:1])
+
+
+@torch.no_grad()
+def test_what_autocast_made_is_not_used_without_it() -> None:
+    unet = small_xl()
+    unet.set_pooled_text_embedding(POOLED.double())
+    unet.set_time_ids(TIME_IDS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert text_time(unet)().dtype == torch.bfloat16
+    assert text_time(unet)().dtype == torch.float32

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from jaxtyping import Float
 from torch import Tensor, device as Device, dtype as DType
 from torch.nn import Conv2d as _Conv2d, ConvTranspose2d as _ConvTranspose2d
 
@@ -66,15 +65,14 @@ class Conv2d(_Conv2d, WeightedModule):
         )
         self.use_bias = use_bias
 
-    def forward(
-        self, input: Float[Tensor, "batch in_channels in_height in_width"]
-    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # Where torch's layer calls the function, and where programs change what it does.
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
-            return super().forward(input)
+            return super()._conv_forward(input, weight, bias)
         return conv2d(
             input,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,

@@ -46,6 +46,7 @@ class Reused:
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None  # replaced as a whole, for threads that share it
+        self._seen: list[weakref.ref[Tensor]] = []  # the others of the last call
 
     def __call__(
         self, function: Callable[..., Tensor], inputs: Sequence[Tensor], layers: Sequence[fl.Module]
@@ -60,8 +61,13 @@ class Reused:
         """Give `function(x, *others)`, which depends on these layers and treats the rows of `x` one by one.
 
         Where `x` is some rows of a larger tensor, as the timestep of a step is one of those of all steps, the function
-        is called with all rows, and the same rows of its result are given.
+        is called with all rows, and the same rows of its result are given: from the second call with the same others
+        on, since they may be new ones at each step.
         """
+        known = [seen() for seen in self._seen]
+        self._seen = [weakref.ref(other) for other in others]
+        if len(known) != len(others) or any(one is not other for one, other in zip(known, others)):
+            return function(x, *others)
         table, rows = _table_of(x)
         found = self._find(function, (table, *others), layers)
         if found is None:
@@ -84,7 +90,7 @@ class Reused:
         if not all(_add(layer, tensors, numbers) for layer in layers):
             return None
         x = inputs[0]
-        if any(tensor.is_inference() for tensor in tensors) or is_autocast(x):
+        if any(tensor.is_inference() or is_autocast(tensor) for tensor in tensors):
             return None
         if x.is_cuda:
             if torch.cuda.is_current_stream_capturing():

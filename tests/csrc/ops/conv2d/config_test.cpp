@@ -12,8 +12,8 @@ constexpr Conv2dShape kUnet{320, 320, 1, {64, 64}, {3, 3}, {1, 1}, {1, 1}};
 }  // namespace
 
 TEST(squares_are_for_kernels_of_three_with_a_stride_of_one) {
-  CHECK(choose_conv2d_method(kUnet, Dtype::kFloat32) == Conv2dMethod::kWinogradSmall);
-  CHECK(choose_conv2d_method(kUnet, Dtype::kBfloat16) == Conv2dMethod::kWinogradLarge);
+  CHECK(choose_conv2d_method(kUnet, Dtype::kFloat32) == Conv2dMethod::kWinograd);
+  CHECK(choose_conv2d_method(kUnet, Dtype::kBfloat16) == Conv2dMethod::kWinograd);
   for (const auto change : {+[](Conv2dShape& s) { s.kernel[1] = 1; }, +[](Conv2dShape& s) { s.stride[0] = 2; },
                             +[](Conv2dShape& s) { s.dilation[1] = 2; }, +[](Conv2dShape& s) { s.groups = 2; },
                             +[](Conv2dShape& s) { s.in_channels = 4; }, +[](Conv2dShape& s) { s.out_channels = 4; },
@@ -25,10 +25,10 @@ TEST(squares_are_for_kernels_of_three_with_a_stride_of_one) {
   }
 }
 
-TEST(small_images_have_small_squares) {
+TEST(few_channels_in_a_group_are_left_to_the_library) {
   Conv2dShape shape = kUnet;
-  shape.out[0] = shape.out[1] = 8;
-  CHECK(choose_conv2d_method(shape, Dtype::kBfloat16) == Conv2dMethod::kWinogradSmall);
+  shape.groups = shape.in_channels;
+  CHECK(choose_conv2d_method(shape, Dtype::kBfloat16) == Conv2dMethod::kLibrary);
 }
 
 TEST(the_library_keeps_what_it_multiplies_fast) {
@@ -41,10 +41,10 @@ TEST(the_library_keeps_what_it_multiplies_fast) {
 }
 
 TEST(blocks_of_squares_are_even) {
-  CHECK(choose_conv2d_squares(8, 48) == 12);
-  CHECK(choose_conv2d_squares(128, 48) == 48);
-  CHECK(choose_conv2d_squares(50, 48) == 36);
-  CHECK(choose_conv2d_squares(1, 96) == 12);
+  CHECK(choose_conv2d_squares(8) == 12);
+  CHECK(choose_conv2d_squares(2048) == 96);
+  CHECK(choose_conv2d_squares(128) == 72);
+  CHECK(choose_conv2d_squares(97) == 60);
 }
 
 TEST(columns_are_divided_among_the_threads) {

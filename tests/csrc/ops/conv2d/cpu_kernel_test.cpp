@@ -87,18 +87,17 @@ struct Problem {
   std::int64_t size_of_y() const { return shape.samples * out_height * out_width * shape.out; }
 
   // In blocks and strips of the given sizes.
-  void run(const Conv2dWinogradKernels& table, std::int64_t squares, std::int64_t columns) {
-    const auto blocks_of = [&](std::int64_t side) { return (side + table.edge - 1) / table.edge; };
-    const std::int64_t count = shape.samples * blocks_of(out_height) * blocks_of(out_width);
+  void run_winograd(const Conv2dCpuKernels& table, std::int64_t squares, std::int64_t columns) {
+    const std::int64_t count = shape.samples * ((out_height + 1) / 2) * ((out_width + 1) / 2);
     std::vector<float> spectrum(static_cast<std::size_t>(table.spectrum_size(params)));
-    std::vector<float> scratch(static_cast<std::size_t>(table.scratch_size()));
+    std::vector<float> scratch(static_cast<std::size_t>(table.winograd_scratch_size()));
     for (std::int64_t first = 0; first < count; first += squares) {
       const Conv2dSquares block{first, std::min(squares, count - first)};
       for (std::int64_t c = 0; c < shape.in; c += kConv2dGrain) {
         table.transform(params, block, c, std::min(c + kConv2dGrain, shape.in), spectrum.data());
       }
       for (std::int64_t c = 0; c < shape.out; c += columns) {
-        table.compute(params, block, spectrum.data(), c, std::min(columns, shape.out - c), scratch.data());
+        table.compute_winograd(params, block, spectrum.data(), c, std::min(columns, shape.out - c), scratch.data());
       }
     }
   }
@@ -175,6 +174,7 @@ struct Problem {
   Conv2dParams params{};
 };
 
+constexpr std::int64_t kSquares = kConv2dCpuConfig.squares, kColumns = kConv2dCpuConfig.winograd_columns;
 constexpr Dtype kDtypes[] = {Dtype::kFloat32, Dtype::kBfloat16};
 
 }  // namespace
@@ -184,12 +184,9 @@ TEST(squares_match_the_formula) {
     for (const Shape& shape : kWinogradCases) {
       for (const Dtype dtype : kDtypes) {
         for (const bool by_channel : {false, true}) {
-          for (const auto* method : {&table->small, &table->large}) {
-            if (method == &table->large && dtype == Dtype::kFloat32) continue;  // never chosen
-            Problem problem(shape, dtype, by_channel, by_channel);
-            problem.run(*method, method->row_block, method->column_block);
-            CHECK_NEAR(problem.error(), 0, problem.tolerance());
-          }
+          Problem problem(shape, dtype, by_channel, by_channel);
+          problem.run_winograd(*table, kSquares, kColumns);
+          CHECK_NEAR(problem.error(), 0, problem.tolerance());
         }
       }
     }
@@ -214,8 +211,8 @@ TEST(the_result_does_not_depend_on_the_blocks) {
   for (const auto* table : kernels()) {
     Problem whole(kWinogradCases[4], Dtype::kFloat32, true, true), parts(whole);
     parts.params.x = parts.x.data(), parts.params.weight = parts.weight.data(), parts.params.y = parts.y.data();
-    whole.run(table->small, table->small.row_block, table->small.column_block);
-    parts.run(table->small, 5, 32);
+    whole.run_winograd(*table, kSquares, kColumns);
+    parts.run_winograd(*table, 5, 32);
     CHECK(whole.equals(parts));
     Problem tall(kProductCases[3], Dtype::kFloat32, true, true), tiles(tall);
     tiles.params.x = tiles.x.data(), tiles.params.weight = tiles.weight.data(), tiles.params.y = tiles.y.data();
@@ -230,7 +227,7 @@ TEST(what_is_not_finite_stays_where_it_is_read) {
     for (const bool by_channel : {false, true}) {
       Problem problem({1, 16, 12, 12, 16, 1, 3, 1, 1, 1}, Dtype::kFloat32, by_channel, false);
       static_cast<float*>(problem.x.data())[(6 * 12 + 6) * 16 + 2] = std::numeric_limits<float>::quiet_NaN();
-      problem.run(table->small, table->small.row_block, table->small.column_block);
+      problem.run_winograd(*table, kSquares, kColumns);
       problem.for_each([&](double expected, double found) {
         CHECK(std::isnan(expected) == std::isnan(found));
         if (!std::isnan(expected)) CHECK_NEAR(found, expected, 1e-4);

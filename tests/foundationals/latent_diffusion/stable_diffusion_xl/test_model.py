@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+import refiners.fluxion.layers as fl
 from refiners.foundationals.clip.text_encoder import CLIPTextEncoder
 from refiners.foundationals.latent_diffusion import DoubleTextEncoder, SDXLAutoencoder, SDXLUNet, StableDiffusion_XL
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.timestep_encoder import TextTimeEmbedding
 
 
 @pytest.fixture
@@ -53,6 +55,17 @@ def test_the_rows_of_one_image_stand_for_those_of_all(model: StableDiffusion_XL)
     torch.testing.assert_close(model(x, step=0, time_ids=rows, **arguments), expected)
     other = model(x, step=0, time_ids=rows.flip(0), **arguments)
     assert not torch.allclose(other, expected, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_rows_for_all_images_are_the_same_tensor_at_each_step(model: StableDiffusion_XL) -> None:
+    embedding, pooled = model.compute_clip_text_embedding(["a", "b"])
+    rows, seen = model.compute_time_ids((64, 64)), list[torch.Tensor]()
+    time_ids = model.unet.ensure_find(TextTimeEmbedding).layer(("Concatenate", "Chain", "UseContext"), fl.UseContext)
+    time_ids.compose(lambda x: seen.append(x) or x)
+    for step in model.steps[:2]:
+        model(torch.randn(2, 4, 8, 8), step, clip_text_embedding=embedding, pooled_text_embedding=pooled, time_ids=rows)
+    assert len(seen[0]) == 4 and all(each is seen[0] for each in seen)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,7 @@ from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusion
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 from refiners.foundationals.latent_diffusion.noise import Generators
 from refiners.foundationals.latent_diffusion.prompts import pair_prompts
+from refiners.foundationals.latent_diffusion.reuse import Reused
 from refiners.foundationals.latent_diffusion.solvers import DDIM, Solver
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.autoencoder import SDXLAutoencoder
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import DoubleTextEncoder
@@ -72,6 +74,7 @@ class StableDiffusion_XL(LatentDiffusionModel):
             device=device,
             dtype=dtype,
         )
+        self._repeated: dict[int, Reused] = {}  # time ids for so many images
 
     def __call__(
         self,
@@ -176,7 +179,9 @@ class StableDiffusion_XL(LatentDiffusionModel):
         """Give the U-Net the timestep, the encoded prompts, and the sizes."""
         rows, conditions = time_ids.shape[0], clip_text_embedding.shape[0]
         if rows != conditions and rows == 1 + self.classifier_free_guidance:
-            time_ids = time_ids.repeat_interleave(conditions // rows, dim=0)
+            count = conditions // rows
+            repeated = self._repeated.setdefault(count, Reused())  # the same tensor at each step
+            time_ids = repeated(partial(torch.repeat_interleave, repeats=count, dim=0), (time_ids,), ())
         self.unet.set_timestep(timestep)
         self.unet.set_clip_text_embedding(clip_text_embedding)
         self.unet.set_time_ids(time_ids)

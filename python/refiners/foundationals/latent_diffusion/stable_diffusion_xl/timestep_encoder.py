@@ -86,7 +86,10 @@ class TextTimeEmbedding(fl.Chain):
             return None
         if not converter.set_dtype or self.layer((0, 1, 2), fl.Lambda).func != self.compute_sinusoidal_embedding:
             return None
-        pooled_text_embedding, time_ids = (self.layer(path, fl.UseContext)() for path in ((0, 0), (0, 1, 0)))
+        try:
+            pooled_text_embedding, time_ids = (self.layer(path, fl.UseContext)() for path in ((0, 0), (0, 1, 0)))
+        except Exception:  # the tree says which
+            return None
         if not isinstance(pooled_text_embedding, Tensor) or not isinstance(time_ids, Tensor):
             return None
         return pooled_text_embedding, time_ids
@@ -150,15 +153,25 @@ class TimestepEncoder(BaseTimestepEncoder):
 
     def forward(self, *args: Any) -> tuple[Any, ...]:
         """Encode; where the timestep is one of a table, as those of a solver are, for all of them at once."""
-        total, set_context = self if len(self) == 2 else (None, None)
-        if type(total) is not fl.Sum or len(total) != 2 or is_watched(total):
+        embedding = self._find_embedding(args)
+        if embedding is None:
             return super().forward(*args)
-        if type(set_context) is not fl.SetContext:
-            return super().forward(*args)
-        time, text = (layer(*args) for layer in total)
-        if isinstance(time, Tensor) and isinstance(text, Tensor) and time.ndim == text.ndim == 2 and len(time) == 1:
-            embedding = self._reused.rows(_add, time, (), (text,)).squeeze(0)
-        else:
-            embedding = time + text
-        set_context(embedding)
+        self.layer(1, fl.SetContext)(embedding)
         return args
+
+    def _find_embedding(self, args: tuple[Any, ...]) -> Tensor | None:
+        """Give the encoding, if the tree is as built and nothing is wrong; else let the tree say what is."""
+        layers = tuple(self)
+        if not _are(layers, (fl.Sum, fl.SetContext)) or len(self.layer(0, fl.Sum)) != 2:
+            return None
+        try:
+            time, text = (layer(*args) for layer in self.layer(0, fl.Sum))
+        except Exception:
+            return None
+        if (
+            not isinstance(time, Tensor)
+            or not isinstance(text, Tensor)
+            or (time.ndim, text.ndim, len(time)) != (2, 2, 1)
+        ):
+            return None
+        return self._reused.rows(_add, time, (), (text,)).squeeze(0)
