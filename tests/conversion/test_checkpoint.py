@@ -202,6 +202,13 @@ def test_objects_in_a_file_are_not_created(tmp_path: Path) -> None:
     assert RAN == []
 
 
+@pytest.mark.parametrize("content", [b"hello\n", b"<!DOCTYPE html><html></html>", b"", b"PK\x03\x04", b"\x80\x02}q"])
+def test_other_files_are_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "weights.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights.ckpt is not a file of tensors that torch.save wrote$"):
+        Checkpoint(tmp_path / "weights.ckpt")
+
+
 def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2), "x": Exploit()}, tmp_path / "weights.ckpt")
     with Checkpoint(tmp_path / "weights.ckpt") as checkpoint:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -59,10 +60,11 @@ def test_the_picture_says_how_it_was_made(folder_of: FolderOf, tmp_path: Path) -
     assert exact["solver"] == "euler" and exact["num_steps"] == 3 and exact["condition_scale"] == 4.5
 
 
-def test_a_seed_is_chosen_and_told(folder_of: FolderOf, tmp_path: Path) -> None:
+def test_a_seed_is_chosen_and_told(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
     out, again = tmp_path / "image.png", tmp_path / "again.png"
     run(folder_of("SD15"), out)
     seed = json.loads(Image.open(out).text["refiners"])["seed"]
+    assert capsys.readouterr().err.strip().endswith(f", seed {seed}")
     run(folder_of("SD15"), again, "--seed", str(seed))
     assert Image.open(again).tobytes() == Image.open(out).tobytes()
 
@@ -138,6 +140,81 @@ def test_only_an_option_downloads(folder_of: FolderOf, tmp_path: Path, monkeypat
     assert "repository must be owner/name or owner/name@revision, got 'name'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["image.png", "image.preview.png"])
+def test_what_cannot_be_written_leaves_what_was_there(
+    name: str, folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    out = tmp_path / "image.png"
+    (tmp_path / name).write_bytes(b"before")
+    save = Image.Image.save
+
+    def fill_the_disk(self: Image.Image, path: Path, **options: Any) -> None:
+        save(self, path, **options)
+        if name in path.name:
+            path.write_bytes(path.read_bytes()[:10])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill_the_disk)
+    assert run(folder_of("SD15"), out, "--seed", "1", "--preview", "1") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "refiners generate: argument --out: [Errno 28] No space left on device"
+    assert (tmp_path / name).read_bytes() == b"before"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_link_is_written_through(folder_of: FolderOf, tmp_path: Path) -> None:
+    link, target = tmp_path / "link.png", tmp_path / "target.png"
+    link.symlink_to(target)
+    assert run(folder_of("SD15"), link, "--seed", "1") == 0
+    with Image.open(target) as picture:
+        assert link.is_symlink() and picture.size == (72, 64)
+
+
+def test_a_lack_of_memory_is_one_line(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
+    folder, out = folder_of("SD15"), tmp_path / "image.png"
+    argv = [
+        "--checkpoint",
+        str(folder),
+        "--prompt",
+        "a",
+        "--out",
+        str(out),
+        "--steps",
+        "1",
+        "--size",
+        "8000000x8000000",
+    ]
+    assert main(argv) == 2
+    expected = (
+        "refiners generate: there is not enough memory for 1 of 8000000x8000000 pixels: see --size, --count, --dtype"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert not out.exists()
+
+
+def test_other_errors_are_not_taken_for_it(
+    folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(StableDiffusion_1, "generate", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        run(folder_of("SD15"), tmp_path / "image.png")
+
+
+def test_a_device_that_computes_nothing_is_refused(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
+    assert run(folder_of("SD15"), tmp_path / "image.png", "--device", "meta") == 2
+    assert capsys.readouterr().err == "refiners generate: argument --device: 'meta' computes nothing\n"
+
+
+def test_a_checkpoint_is_no_lora(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
+    path = folder_of("SD15") / "unet" / "diffusion_pytorch_model.safetensors"
+    assert run(folder_of("SD15"), tmp_path / "image.png", "--lora", str(path)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("refiners generate: argument --lora:") and str(path) in error
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no file": (["--checkpoint", "nowhere"], "argument --checkpoint: there is no file or folder 'nowhere'"),
     "size": (
@@ -147,6 +224,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "steps": (["--steps", "0"], "argument --steps: expected a whole number of at least 1, got '0'"),
     "scale": (["--scale", "nan"], "argument --scale: expected a number of at least 0, got 'nan'"),
     "strength": (["--strength", "2"], "argument --strength: expected a number from 0 to 1, got '2'"),
+    "strength alone": (["--strength", "0.5"], "argument --strength: needs --init, and no --mask"),
+    "strength and mask": (
+        ["--strength", "0.5", "--init", __file__, "--mask", __file__],
+        "argument --strength: needs --init, and no --mask",
+    ),
+    "scale of a lora": (["--lora", f"{__file__}:abc"], "argument --lora: expected a number from -10000 to 10000"),
     "mask": (["--mask", __file__], "argument --mask: needs --init, the image to paint into"),
     "lora": (["--lora", "nowhere:0.5"], "argument --lora: there is no file 'nowhere'"),
     "no picture": (["--out", "image.jpg"], "argument --out: expected a name that ends in .png, got 'image.jpg'"),

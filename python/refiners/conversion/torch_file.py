@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,8 +88,10 @@ def _load(path: Path) -> Any:
         inert: list[Any] = [(type(_Inert.__name__, (_Inert,), {}), name) for name in foreign]
         with torch.serialization.safe_globals(inert):
             return torch.load(path, mmap=is_zip, **options)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of tensors that torch.save wrote: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle may fail in any way; what torch advises runs what is in the file
+        raise ValueError(f"{path} is not a file of tensors that torch.save wrote") from error
 
 
 def _tensors_of(content: Any, prefix: str) -> list[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import time
@@ -13,6 +14,7 @@ from refiners.generate.options import Options, parse_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
     from torch import Tensor
 
     from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
@@ -40,9 +42,37 @@ def main(argv: Sequence[str]) -> int:
         print(f"refiners generate: {error}", file=sys.stderr)
         return 2
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    for path in save(generate(setup, options, seed), setup.model, options, seed):
+    try:
+        paths = save(generate(setup, options, seed), setup.model, options, seed)
+    except OSError as error:
+        print(f"refiners generate: argument --out: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        height, width = setup.size
+        print(
+            f"refiners generate: there is not enough memory for {options.count} of {width}x{height} pixels: see --size,"
+            " --count, --dtype",
+            file=sys.stderr,
+        )
+        return 2
+    for path in paths:
         print(path)
     return 0
+
+
+def _is_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether this or what caused it is that: chains wrap errors, and the CPU's is no class of its own."""
+    while error is not None:
+        if (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+            or "allocate memory" in str(error)
+        ):
+            return True
+        error = error.__cause__
+    return False
 
 
 def generate(setup: Setup, options: Options, seed: int) -> list[Image]:
@@ -58,7 +88,7 @@ def generate(setup: Setup, options: Options, seed: int) -> list[Image]:
         bar.total = len(model.steps)
         bar.update()
         if options.preview and (step + 1) % options.preview == 0 and step != model.steps[-1]:
-            model.lda.latents_to_images(x[:1])[0].save(options.out.with_suffix(".preview.png"))
+            write_png(model.lda.latents_to_images(x[:1])[0], options.out.with_suffix(".preview.png"))
 
     with bar:
         images = model.generate(
@@ -69,10 +99,10 @@ def generate(setup: Setup, options: Options, seed: int) -> list[Image]:
             condition_scale=options.scale,
             seed=[seed + i for i in range(options.count)],
             init_image=setup.init_image,
-            strength=options.strength,
+            strength=1.0 if options.strength is None else options.strength,
             on_step=on_step,
         )
-    print(f"{len(images)} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    print(f"{len(images)} in {time.perf_counter() - start:.1f} s, seed {seed}", file=sys.stderr)
     return images
 
 
@@ -85,6 +115,21 @@ def save(images: list[Image], model: LatentDiffusionModel, options: Options, see
         path = options.out if i == 0 else options.out.with_stem(f"{options.out.stem}-{i + 1}")
         scale = options.scale if options.scale is not None else default_scale(model)
         info = describe(options, seed + i, (image.height, image.width), type(model.solver).__name__, scale)
-        image.save(path, pnginfo=info)
+        write_png(image, path, info)
         paths.append(path)
     return paths
+
+
+def write_png(image: Image, path: Path, info: PngInfo | None = None) -> None:
+    """Write an image, whole or not at all: what has the name now is replaced at the end.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path = path.resolve()  # a link keeps pointing to what it points to
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -56,7 +56,7 @@ def describe(options: Options, seed: int, size: tuple[int, int], solver: str, sc
         "loras": [{"file": lora.path.name, "scale": lora.scale} for lora in options.lora],
         "init_image": options.init.name if options.init else None,
         "mask_image": options.mask.name if options.mask else None,
-        "strength": options.strength if options.init and not options.mask else None,
+        "strength": options.strength,
     }
     info.add_itxt("refiners", json.dumps(exact, ensure_ascii=False))
     return info

@@ -11,6 +11,7 @@ from refiners.options import MOST_SEED, OneLineParser, existing_file, natural, n
 
 # Those of `generate.solvers`, which takes torch to import.
 SOLVERS = ("ddim", "dpm", "dpm-karras", "dpm-sde", "euler", "euler-ancestral", "heun", "lcm", "unipc")
+MOST_SCALE = 1e4  # of a LoRA
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -40,7 +41,7 @@ class Options:
     lora: list[LoraOption]
     init: Path | None
     mask: Path | None
-    strength: float
+    strength: float | None
     preview: int
     device: str
     dtype: str | None
@@ -72,7 +73,7 @@ def parse_options(argv: Sequence[str]) -> Options:
     add("--lora", type=_lora, action="append", default=[], metavar="FILE[:SCALE]", help="may be given several times")
     add("--init", type=existing_file, metavar="IMAGE", help="an image to start from, or to paint into with --mask")
     add("--mask", type=existing_file, metavar="IMAGE", help="white where to paint, for a checkpoint that paints into")
-    add("--strength", type=number(0, 1), default=0.8, help="how much of --init to give up (default: 0.8)")
+    add("--strength", type=number(0, 1), help="how much of --init to give up, without --mask (default: 0.8)")
     add("--preview", type=natural(1), default=0, metavar="N", help="write OUT.preview.png every N steps")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     add("--dtype", choices=DTYPES, help="(default: float32 on the CPU, float16 elsewhere)")
@@ -86,6 +87,10 @@ def parse_options(argv: Sequence[str]) -> Options:
         parser.error(f"argument --seed: with --count {options.count}, the last seed is more than {MOST_SEED}")
     if options.mask is not None and options.init is None:
         parser.error("argument --mask: needs --init, the image to paint into")
+    if options.strength is not None and (options.init is None or options.mask is not None):
+        parser.error("argument --strength: needs --init, and no --mask, which begins with noise alone")
+    if options.init is not None and options.mask is None and options.strength is None:
+        options = replace(options, strength=0.8)
     return options
 
 
@@ -105,8 +110,15 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _lora(text: str) -> LoraOption:
-    """Read a file with or without a scale; a name with a colon in it is a file first."""
+    """Read a file, or a folder, with or without a scale; a name with a colon in it is a file first."""
     path, _, scale = text.rpartition(":")
-    if not path or Path(text).is_file():
-        return LoraOption(path=existing_file(text), scale=1.0)
-    return LoraOption(path=existing_file(path), scale=number(float("-inf"))(scale))
+    if not path or Path(text).exists():
+        return LoraOption(path=_existing(text), scale=1.0)
+    return LoraOption(path=_existing(path), scale=number(-MOST_SCALE, MOST_SCALE)(scale))
+
+
+def _existing(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return path

@@ -84,6 +84,8 @@ def find_device(name: str) -> Device:
     Raises:
         SetupError: If there is no such device here.
     """
+    if name == "meta":
+        raise SetupError("argument --device: 'meta' computes nothing")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -104,8 +106,9 @@ def add_loras(model: LatentDiffusionModel, options: Options) -> None:
         name = f"{stem} ({number})" if stem in manager.names else stem
         try:
             manager.load(name, lora.path, lora.scale)
-        except ValueError as error:
+        except (ValueError, AssertionError) as error:
             first, *rest = str(error).splitlines()
+            first = first if str(lora.path) in first else f"{lora.path}: {first}"
             hint = (
                 f" python -m refiners inspect {lora.path} --checkpoint {options.checkpoint} lists them" if rest else ""
             )
