@@ -280,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the report as a Markdown table")
     parser.add_argument("--min-time", type=float, default=0.3, metavar="SECONDS", help="how long each runs at least")
+    parser.add_argument("--only", choices=[cases.__name__ for cases in ALL], help="measure these alone")
     arguments = parser.parse_args(argv)
     report: dict[str, Any] = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
@@ -294,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cases": [],
     }
     flush, plan = make_flush("cpu"), Plan(arguments.min_time, max_rounds=200)
-    for cases in ALL:
+    for cases in (each for each in ALL if arguments.only in (None, each.__name__)):
         report["cases"] += [measure(case, plan, flush) for case in cases()]
     print(table(report), end="")
     if arguments.json:
