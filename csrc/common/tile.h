@@ -46,6 +46,22 @@ inline void multiply(const float* left, int64_t left_stride, const float* panel,
   }
 }
 
+// sums[m, n] += Σₖ left[m, k] · panel[k, n] for kRows rows and a panel; the first time, =.
+template <class V, int kRows>
+inline void add_products(const float* left, int64_t left_stride, const float* panel, int64_t depth, float* sums,
+                         int64_t stride, bool first) {
+  typename V::Reg products[kRows][2];
+  multiply<V>(left, left_stride, panel, depth, products);
+#pragma GCC unroll 12
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n) {
+      float* sum = sums + m * stride + n * V::kWidth;
+      V::store(sum, first ? products[m][n] : V::add(V::load(sum), products[m][n]));
+    }
+  }
+}
+
 template <class V, class T>
 inline void convert(const T* from, float* to, int64_t count) {
   int64_t i = 0;

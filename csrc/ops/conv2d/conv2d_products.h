@@ -41,7 +41,7 @@ struct Conv2dProducts {
           pack_panel<V>(weight, conv2d_taps(p) * channels, depth, min_of(kColumns, tile.columns - c), panel);
           for (int64_t r = 0; r < tile.rows; r += kRows) {
             with_constant_rows<kRows>(min_of(kRows, tile.rows - r), [&]<int kCount>() {
-              add_products<kCount>(left + r * kDepth, panel, depth, sums + r * width + c, width, first);
+              add_products<V, kCount>(left + r * kDepth, kDepth, panel, depth, sums + r * width + c, width, first);
             });
           }
         }
@@ -60,21 +60,6 @@ struct Conv2dProducts {
       convert<V>(pixel + tile.group * conv2d_depth(p) + i, to, depth);
     } else {
       for (int64_t k = 0; k < depth; ++k) to[k] = 0.0f;
-    }
-  }
-
-  template <int kCount>
-  static void add_products(const float* left, const float* panel, int64_t depth, float* sums, int64_t stride,
-                           bool first) {
-    typename V::Reg products[kCount][2];
-    multiply<V>(left, kDepth, panel, depth, products);
-#pragma GCC unroll 12
-    for (int m = 0; m < kCount; ++m) {
-#pragma GCC unroll 2
-      for (int n = 0; n < 2; ++n) {
-        float* target = sums + m * stride + n * V::kWidth;
-        V::store(target, first ? products[m][n] : V::add(V::load(target), products[m][n]));
-      }
     }
   }
 

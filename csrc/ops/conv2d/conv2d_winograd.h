@@ -101,7 +101,8 @@ struct Conv2dWinograd {
           for (int64_t s = 0; s < block.count; s += V::kTileRows) {
             float* target = sums + (point * kSquares + s) * kColumns + c;
             with_constant_rows<V::kTileRows>(min_of(V::kTileRows, block.count - s), [&]<int kCount>() {
-              add_products<kCount>(left + (point * kSquares + s) * kDepth, panel, depth, target, k == 0);
+              add_products<V, kCount>(left + (point * kSquares + s) * kDepth, kDepth, panel, depth, target, kColumns,
+                                      k == 0);
             });
           }
         }
@@ -111,20 +112,6 @@ struct Conv2dWinograd {
       const Square square = square_of(p, block.first + s);
       for (int64_t c = 0; c < columns; c += V::kWidth) {
         finish(p, square, column + c, min_of(V::kWidth, columns - c), sums + s * kColumns + c);
-      }
-    }
-  }
-
-  template <int kCount>
-  static void add_products(const float* left, const float* panel, int64_t depth, float* target, bool first) {
-    Reg products[kCount][2];
-    multiply<V>(left, kDepth, panel, depth, products);
-#pragma GCC unroll 12
-    for (int m = 0; m < kCount; ++m) {
-#pragma GCC unroll 2
-      for (int n = 0; n < 2; ++n) {
-        float* sum = target + m * kColumns + n * V::kWidth;
-        V::store(sum, first ? products[m][n] : V::add(V::load(sum), products[m][n]));
       }
     }
   }

@@ -44,7 +44,8 @@ struct Linear {
         pack(p, tile.column + c, i, depth, panel);
         for (int64_t r = 0; r < tile.rows; r += kRows) {
           with_constant_rows<kRows>(min_of(kRows, tile.rows - r), [&]<int kCount>() {
-            add_tile<kCount>(left + r * kConfig.depth_block, panel, depth, sums + r * width + c, width, i == 0);
+            add_products<V, kCount>(left + r * kConfig.depth_block, kConfig.depth_block, panel, depth,
+                                    sums + r * width + c, width, i == 0);
           });
         }
       }
@@ -59,20 +60,6 @@ struct Linear {
       pack_panel<V>(weight, p.weight_row_stride, depth, columns, panel);
     } else {
       pack_transposed_panel<V>(weight, p.weight_column_stride, depth, columns, panel);
-    }
-  }
-
-  template <int kCount>
-  static void add_tile(const float* left, const float* panel, int64_t depth, float* sums, int64_t stride, bool first) {
-    typename V::Reg products[kCount][2];
-    multiply<V>(left, kConfig.depth_block, panel, depth, products);
-#pragma GCC unroll 12
-    for (int m = 0; m < kCount; ++m) {
-#pragma GCC unroll 2
-      for (int n = 0; n < 2; ++n) {
-        float* target = sums + m * stride + n * V::kWidth;
-        V::store(target, first ? products[m][n] : V::add(V::load(target), products[m][n]));
-      }
     }
   }
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refiners.ops.library import LIBRARY, native
-from refiners.ops.transforms import is_autocast, is_transformed
+from refiners.ops.transforms import is_autocast, is_transformed, requires_grad
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
 _PLAIN = (Tensor, torch.nn.Parameter)  # other classes may have a convolution of their own
@@ -79,7 +79,7 @@ def conv2d(
     if shape is None or is_transformed() or not _has_kernel(x, weight, bias, add, residual):
         return _portable(x, weight, bias, add, residual, steps, pads, gaps, groups, silu)
     _check_additions(shape, add, residual)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(x, weight, bias, add, residual)):
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and requires_grad(x, weight, bias, add, residual)):
         return _OPERATOR(x, weight, bias, add, residual, steps, pads, gaps, groups, silu)
     with _BELOW_AUTOGRAD():  # a gradient written in Python costs as much as a small layer, also where none is recorded
         return _OPERATOR(x, weight, bias, add, residual, steps, pads, gaps, groups, silu)
@@ -135,10 +135,6 @@ def _has_kernel(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
         other is None or (other.dtype == x.dtype and other.is_cpu and type(other) in _PLAIN)
         for other in (weight, *others)
     )
-
-
-def _requires_grad(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 @torch.library.impl(LIBRARY, "_conv2d_portable", "CompositeExplicitAutograd")

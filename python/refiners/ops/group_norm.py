@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refiners.ops.library import LIBRARY, native
-from refiners.ops.transforms import is_autocast, is_transformed
+from refiners.ops.transforms import is_autocast, is_transformed, requires_grad
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
 _ARGUMENTS = (
@@ -54,7 +54,7 @@ def group_norm(
     _check(x, groups, weight, bias, add)
     if not _has_kernel(x, weight, bias, add) or is_autocast(x) or is_transformed():
         return _portable(x, groups, weight, bias, add, eps, silu)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(x, weight, bias, add)):
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and requires_grad(x, weight, bias, add)):
         return _OPERATOR(x, groups, weight, bias, add, eps, silu)
     with _BELOW_AUTOGRAD():  # a gradient written in Python costs as much as a small layer, also where none is recorded
         return _OPERATOR(x, groups, weight, bias, add, eps, silu)
@@ -80,10 +80,6 @@ def _has_kernel(x: Tensor, *others: Tensor | None) -> bool:
     if not x.is_cpu or type(x) is not Tensor or x.is_nested or not native.has_kernel("group_norm", x.dtype):
         return False
     return all(other is None or (other.dtype == x.dtype and other.is_cpu) for other in others)
-
-
-def _requires_grad(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 @torch.library.impl(LIBRARY, "_group_norm_portable", "CompositeExplicitAutograd")

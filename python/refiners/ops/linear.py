@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refiners.ops.library import LIBRARY, native
-from refiners.ops.transforms import is_autocast, is_transformed
+from refiners.ops.transforms import is_autocast, is_transformed, requires_grad
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
 _PLAIN = (Tensor, torch.nn.Parameter)  # other classes may have a linear layer of their own
@@ -51,7 +51,7 @@ def linear(
         return F.linear(x, weight, bias)
     if is_transformed() or _disagree(x, weight, bias):
         return F.linear(x, weight, bias)  # of arguments that disagree torch says how
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _requires_grad(x, weight, bias)):
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and requires_grad(x, weight, bias)):
         return _OPERATOR(x, weight, bias)
     with _BELOW_AUTOGRAD():  # a gradient written in Python costs as much as a small layer, also where none is recorded
         return _OPERATOR(x, weight, bias)
@@ -71,10 +71,6 @@ def _disagree(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if weight.dtype != x.dtype or weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         return True
     return bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1])
-
-
-def _requires_grad(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
 
 
 @torch.library.impl(LIBRARY, "linear", "CompositeExplicitAutograd")  # any device without a kernel of its own

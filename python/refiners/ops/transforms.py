@@ -1,4 +1,4 @@
-"""What else may be looking at a computation: function transforms, and autocast."""
+"""What else may be looking at a computation: gradients, function transforms, and autocast."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def is_autocast(x: Tensor) -> bool:
     if x.dtype == torch.float64 or (device in _SEEN and not _is_any_autocast_enabled()):
         return False
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of one of the tensors is wanted, where gradients are recorded."""
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
