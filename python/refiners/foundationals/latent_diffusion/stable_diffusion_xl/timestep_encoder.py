@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
@@ -63,7 +64,7 @@ class TextTimeEmbedding(fl.Chain):
 
     def forward(self, *args: Any) -> Any:
         layers = tuple(self)
-        inputs = self._find_inputs(layers)
+        inputs = None if torch.compiler.is_compiling() else self._find_inputs(layers)
         if inputs is None:
             return super().forward(*args)
 
@@ -163,6 +164,8 @@ class TimestepEncoder(BaseTimestepEncoder):
         """Give the encoding, if the tree is as built and nothing is wrong; else let the tree say what is."""
         layers = tuple(self)
         if not _are(layers, (fl.Sum, fl.SetContext)) or len(self.layer(0, fl.Sum)) != 2:
+            return None
+        if torch.compiler.is_compiling():
             return None
         try:
             time, text = (layer(*args) for layer in self.layer(0, fl.Sum))
