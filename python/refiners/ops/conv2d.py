@@ -75,8 +75,10 @@ def conv2d(
             return _portable(*tensors, steps, pads, gaps, groups, silu)
         x, weight = x.to(dtype), weight.to(dtype)
         bias, add, residual = (None if tensor is None else tensor.to(dtype) for tensor in (bias, add, residual))
+    if not _has_kernel(x, weight, bias, add, residual) or is_transformed():
+        return _portable(x, weight, bias, add, residual, steps, pads, gaps, groups, silu)
     shape = _result_shape(x, weight, bias, steps, pads, gaps, groups)
-    if shape is None or is_transformed() or not _has_kernel(x, weight, bias, add, residual):
+    if shape is None:
         return _portable(x, weight, bias, add, residual, steps, pads, gaps, groups, silu)
     _check_additions(shape, add, residual)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and requires_grad(x, weight, bias, add, residual)):
