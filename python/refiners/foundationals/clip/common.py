@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, device as Device, dtype as DType
 
@@ -86,3 +88,23 @@ class FeedForward(fl.Chain):
             fl.GeLU(),
             fl.Linear(feedforward_dim, embedding_dim, device=device, dtype=dtype),
         )
+
+
+def make_transformer_sublayers(
+    embedding_dim: int,
+    feedforward_dim: int,
+    num_attention_heads: int,
+    layer_norm_eps: float,
+    is_causal: bool,
+    device: Device | str | None,
+    dtype: DType | None,
+) -> Iterator[fl.Residual]:
+    """Yield a self-attention and a feed-forward block, both pre-normalized and on top of their input."""
+    yield fl.Residual(
+        fl.LayerNorm(embedding_dim, eps=layer_norm_eps, device=device, dtype=dtype),
+        fl.SelfAttention(embedding_dim, num_heads=num_attention_heads, is_causal=is_causal, device=device, dtype=dtype),
+    )
+    yield fl.Residual(
+        fl.LayerNorm(embedding_dim, eps=layer_norm_eps, device=device, dtype=dtype),
+        FeedForward(embedding_dim, feedforward_dim, device=device, dtype=dtype),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
-from refiners.foundationals.clip.common import FeedForward, PositionalEncoder
+from refiners.foundationals.clip.common import PositionalEncoder, make_transformer_sublayers
 
 
 class ClassToken(fl.Chain):
@@ -113,16 +113,8 @@ class TransformerLayer(fl.Chain):
         self.feedforward_dim = feedforward_dim
         self.num_attention_heads = num_attention_heads
         self.layer_norm_eps = layer_norm_eps
-        super().__init__(
-            fl.Residual(
-                fl.LayerNorm(embedding_dim, eps=layer_norm_eps, device=device, dtype=dtype),
-                fl.SelfAttention(embedding_dim, num_heads=num_attention_heads, device=device, dtype=dtype),
-            ),
-            fl.Residual(
-                fl.LayerNorm(embedding_dim, eps=layer_norm_eps, device=device, dtype=dtype),
-                FeedForward(embedding_dim, feedforward_dim, device=device, dtype=dtype),
-            ),
-        )
+        sizes = (embedding_dim, feedforward_dim, num_attention_heads, layer_norm_eps)
+        super().__init__(make_transformer_sublayers(*sizes, is_causal=False, device=device, dtype=dtype))
 
 
 class ViTEmbeddings(fl.Chain):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 from torch import device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
-from refiners.foundationals.clip.common import FeedForward, PositionalEncoder
+from refiners.foundationals.clip.common import PositionalEncoder, make_transformer_sublayers
 from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ class CLIPTextEncoderSizes(TypedDict, total=False):
     num_attention_heads: int
     feedforward_dim: int
     use_quick_gelu: bool
-
-
-def _changed(published: CLIPTextEncoderSizes, sizes: CLIPTextEncoderSizes) -> CLIPTextEncoderSizes:
-    published.update(sizes)
-    return published
 
 
 class TokenEncoder(fl.Embedding):
@@ -95,18 +90,8 @@ class TransformerLayer(fl.Chain):
         self.num_attention_heads = num_attention_heads
         self.feedforward_dim = feedforward_dim
         self.layer_norm_eps = layer_norm_eps
-        super().__init__(
-            fl.Residual(
-                fl.LayerNorm(embedding_dim, eps=layer_norm_eps, device=device, dtype=dtype),
-                fl.SelfAttention(
-                    embedding_dim, num_heads=num_attention_heads, is_causal=True, device=device, dtype=dtype
-                ),
-            ),
-            fl.Residual(
-                fl.LayerNorm(embedding_dim, eps=layer_norm_eps, device=device, dtype=dtype),
-                FeedForward(embedding_dim, feedforward_dim, device=device, dtype=dtype),
-            ),
-        )
+        sizes = (embedding_dim, feedforward_dim, num_attention_heads, layer_norm_eps)
+        super().__init__(make_transformer_sublayers(*sizes, is_causal=True, device=device, dtype=dtype))
 
 
 class CLIPTextEncoder(fl.Chain):
@@ -223,7 +208,7 @@ class CLIPTextEncoderL(CLIPTextEncoder):
             "feedforward_dim": 3072,
             "use_quick_gelu": True,
         }
-        super().__init__(**_changed(published, sizes), device=device, dtype=dtype)
+        super().__init__(**(published | sizes), device=device, dtype=dtype)
 
 
 class CLIPTextEncoderH(CLIPTextEncoder):
@@ -246,7 +231,7 @@ class CLIPTextEncoderH(CLIPTextEncoder):
             "num_attention_heads": 16,
             "feedforward_dim": 4096,
         }
-        super().__init__(**_changed(published, sizes), device=device, dtype=dtype)
+        super().__init__(**(published | sizes), device=device, dtype=dtype)
 
 
 class CLIPTextEncoderG(CLIPTextEncoder):
@@ -270,4 +255,4 @@ class CLIPTextEncoderG(CLIPTextEncoder):
             "feedforward_dim": 5120,
         }
         tokenizer = CLIPTokenizer(sequence_length=sizes.get("max_sequence_length", 77), pad_token_id=0)
-        super().__init__(**_changed(published, sizes), tokenizer=tokenizer, device=device, dtype=dtype)
+        super().__init__(**(published | sizes), tokenizer=tokenizer, device=device, dtype=dtype)

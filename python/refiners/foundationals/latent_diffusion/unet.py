@@ -183,6 +183,28 @@ def make_up_blocks(
             yield block
 
 
+def make_middle_blocks(
+    channels: int,
+    attention: Callable[[], fl.Module],
+    num_groups: int,
+    device: Device | str | None,
+    dtype: DType | None,
+) -> Iterator[fl.Module]:
+    """Yield the layers at the lowest resolution: an attention between two blocks."""
+    yield ResidualBlock(channels, channels, num_groups=num_groups, device=device, dtype=dtype)
+    yield attention()
+    yield ResidualBlock(channels, channels, num_groups=num_groups, device=device, dtype=dtype)
+
+
+def make_output_layers(
+    channels: int, num_groups: int, device: Device | str | None, dtype: DType | None
+) -> Iterator[fl.Module]:
+    """Yield the layers from the highest resolution to the prediction."""
+    yield fl.GroupNorm(channels, num_groups=num_groups, device=device, dtype=dtype)
+    yield fl.SiLU()
+    yield fl.Conv2d(channels, 4, kernel_size=3, padding=1, device=device, dtype=dtype)
+
+
 @contextmanager
 def no_garbage_collection() -> Generator[None, None, None]:
     """Pause the search for garbage: it takes longer than to build a thousand layers, none of which is any."""

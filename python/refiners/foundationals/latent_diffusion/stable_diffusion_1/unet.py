@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import device as Device, dtype as DType
 
@@ -19,6 +20,8 @@ from refiners.foundationals.latent_diffusion.unet import (
     check_sizes,
     last_residual,
     make_down_blocks,
+    make_middle_blocks,
+    make_output_layers,
     make_up_blocks,
     no_garbage_collection,
 )
@@ -109,16 +112,8 @@ def _attention(
     def make(level: int) -> list[fl.Module]:
         if level == len(channels) - 1:
             return []
-        return [
-            CLIPLCrossAttention(
-                channels[level],
-                context_embedding_dim=text_embedding_dim,
-                num_attention_heads=num_attention_heads,
-                num_groups=num_groups,
-                device=device,
-                dtype=dtype,
-            )
-        ]
+        sizes = (channels[level], text_embedding_dim, num_attention_heads, num_groups)
+        return [CLIPLCrossAttention(*sizes, device=device, dtype=dtype)]
 
     return make
 
@@ -181,18 +176,9 @@ class MiddleBlock(fl.Chain):
         self.text_embedding_dim = text_embedding_dim
         self.num_attention_heads = num_attention_heads
         self.num_groups = num_groups
-        super().__init__(
-            ResidualBlock(channels, channels, num_groups=num_groups, device=device, dtype=dtype),
-            CLIPLCrossAttention(
-                channels,
-                context_embedding_dim=text_embedding_dim,
-                num_attention_heads=num_attention_heads,
-                num_groups=num_groups,
-                device=device,
-                dtype=dtype,
-            ),
-            ResidualBlock(channels, channels, num_groups=num_groups, device=device, dtype=dtype),
-        )
+        sizes = (channels, text_embedding_dim, num_attention_heads, num_groups)
+        attention = partial(CLIPLCrossAttention, *sizes, device=device, dtype=dtype)
+        super().__init__(make_middle_blocks(channels, attention, num_groups, device, dtype))
 
 
 class SD1UNet(UNet):
@@ -248,10 +234,6 @@ class SD1UNet(UNet):
             DownBlocks(in_channels, channels, *sizes),
             fl.Sum(fl.UseContext("unet", "residuals").compose(last_residual), MiddleBlock(channels[-1], *sizes)),
             UpBlocks(channels, *sizes),
-            fl.Chain(
-                fl.GroupNorm(channels[0], num_groups=num_groups, device=device, dtype=dtype),
-                fl.SiLU(),
-                fl.Conv2d(channels[0], 4, kernel_size=3, padding=1, device=device, dtype=dtype),
-            ),
+            fl.Chain(make_output_layers(channels[0], num_groups, device, dtype)),
         )
         self._connect(device, dtype)

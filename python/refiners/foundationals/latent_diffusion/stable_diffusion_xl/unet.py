@@ -1,6 +1,7 @@
 """The U-Net of Stable Diffusion XL."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from jaxtyping import Float, Int
@@ -16,13 +17,14 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.timestep_encode
 )
 from refiners.foundationals.latent_diffusion.unet import (
     Attention,
-    ResidualBlock,
     UNet,
     check_is_floating_point,
     check_shape,
     check_sizes,
     last_residual,
     make_down_blocks,
+    make_middle_blocks,
+    make_output_layers,
     make_up_blocks,
     no_garbage_collection,
 )
@@ -90,19 +92,11 @@ def _attention(
     """Attend at the resolutions that have layers."""
 
     def make(level: int) -> list[fl.Module]:
-        if num_attention_layers[level] == 0:
+        width, num_layers = channels[level], num_attention_layers[level]
+        if num_layers == 0:
             return []
-        return [
-            SDXLCrossAttention(
-                channels[level],
-                num_attention_layers=num_attention_layers[level],
-                num_attention_heads=channels[level] // head_dim,
-                context_embedding_dim=text_embedding_dim,
-                num_groups=num_groups,
-                device=device,
-                dtype=dtype,
-            )
-        ]
+        sizes = (width, num_layers, width // head_dim, text_embedding_dim, num_groups)
+        return [SDXLCrossAttention(*sizes, device=device, dtype=dtype)]
 
     return make
 
@@ -171,19 +165,9 @@ class MiddleBlock(fl.Chain):
         self.head_dim = head_dim
         self.text_embedding_dim = text_embedding_dim
         self.num_groups = num_groups
-        super().__init__(
-            ResidualBlock(channels, channels, num_groups=num_groups, device=device, dtype=dtype),
-            SDXLCrossAttention(
-                channels,
-                num_attention_layers=num_attention_layers,
-                num_attention_heads=channels // head_dim,
-                context_embedding_dim=text_embedding_dim,
-                num_groups=num_groups,
-                device=device,
-                dtype=dtype,
-            ),
-            ResidualBlock(channels, channels, num_groups=num_groups, device=device, dtype=dtype),
-        )
+        sizes = (channels, num_attention_layers, channels // head_dim, text_embedding_dim, num_groups)
+        attention = partial(SDXLCrossAttention, *sizes, device=device, dtype=dtype)
+        super().__init__(make_middle_blocks(channels, attention, num_groups, device, dtype))
 
 
 class OutputBlock(fl.Chain):
@@ -198,11 +182,7 @@ class OutputBlock(fl.Chain):
     ) -> None:
         self.channels = channels
         self.num_groups = num_groups
-        super().__init__(
-            fl.GroupNorm(channels, num_groups=num_groups, device=device, dtype=dtype),
-            fl.SiLU(),
-            fl.Conv2d(channels, 4, kernel_size=3, padding=1, device=device, dtype=dtype),
-        )
+        super().__init__(make_output_layers(channels, num_groups, device, dtype))
 
 
 class SDXLUNet(UNet):
