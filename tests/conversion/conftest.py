@@ -145,6 +145,11 @@ class Tiny:
     def text_2(self) -> Any:
         return self.text(dim=48, layers=2, projection=True)
 
+    def double_text_state(self) -> dict[str, Tensor]:
+        """The tensors of both text encoders, below the names of the folders that diffusers gives them."""
+        texts = {"text_encoder/": self.text_1, "text_encoder_2/": self.text_2}
+        return {f"{prefix}{key}": value for prefix, model in texts.items() for key, value in model.state_dict().items()}
+
     @cached_property
     def image(self) -> Any:
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection

@@ -19,7 +19,6 @@ from refiners.conversion.naming.autoencoder import (
     autoencoder_layout,
     autoencoder_names,
 )
-from refiners.conversion.naming.clip import DoubleTextLayout
 from refiners.conversion.naming.unet import SD15, SDXL, DiffusersUNet, LDMUNet, unet_layout, unet_names
 
 Layouts = Callable[[str], dict[str, Size]]
@@ -211,17 +210,6 @@ def test_small_models_go_to_our_names_and_back_bit_for_bit(name: str, component:
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
-def test_the_name_of_the_text_model_may_be_absent(tiny: Any) -> None:
-    state = tiny.text_1.state_dict()
-    ours = read_weights(state)
-    full = {f"text_model.{key}": tensor for key, tensor in state.items()}
-    full["text_model.embeddings.position_ids"] = torch.arange(77)
-    again = read_weights(full)
-    assert ours.keys() == again.keys()
-    assert all(torch.equal(ours[key], again[key]) for key in ours)
-    assert to_diffusers(ours).keys() == full.keys() - {"text_model.embeddings.position_ids"}
-
-
 def test_old_names_of_the_attention_of_the_autoencoder(tiny: Any) -> None:
     state = tiny.vae.state_dict()
     layout = autoencoder_layout({key: tensor.shape for key, tensor in state.items()}, DiffusersAutoencoder)
@@ -249,145 +237,18 @@ def test_the_original_names_of_small_models(tiny: Any, to_ldm: Any) -> None:
         assert all(torch.equal(ours[key], expected[key]) for key in ours)
 
 
-def test_open_clip_joins_queries_keys_and_values_and_projects_from_the_left(tiny: Any, to_open_clip: Any) -> None:
-    state = tiny.text_2.state_dict()
-    joint = to_open_clip(state)
-    joint["logit_scale"], joint["attn_mask"] = torch.ones(()), torch.zeros(77, 77)
-    ours, expected = read_weights(joint, "clip_text"), read_weights(state)
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[key], expected[key]) and ours[key].is_contiguous() for key in ours)
-
-    # The same, computed by torch's own attention, whose joint projection this is.
-    attention = torch.nn.MultiheadAttention(48, 4, batch_first=True)
-    attention.load_state_dict({k.rpartition("attn.")[2]: v for k, v in joint.items() if "resblocks.0.attn." in k})
-    x = torch.randn(1, 5, 48)
-    layer = "TransformerLayer_1.Residual_1.SelfAttention"
-    q, k, v = (
-        torch.nn.functional.linear(
-            x, ours[f"{layer}.Distribute.Linear_{i}.weight"], ours[f"{layer}.Distribute.Linear_{i}.bias"]
-        )
-        .view(1, 5, 4, 12)
-        .transpose(1, 2)
-        for i in (1, 2, 3)
-    )
-    heads = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(1, 5, 48)
-    y = torch.nn.functional.linear(heads, ours[f"{layer}.Linear.weight"], ours[f"{layer}.Linear.bias"])
-    torch.testing.assert_close(y, attention(x, x, x)[0])
-
-
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_a_model_gets_what_a_state_dict_has(device: str, tiny: Any, to_open_clip: Any, make_module: Any) -> None:
     joint, vae = to_open_clip(tiny.text_2.state_dict()), tiny.vae.state_dict()
     squeezed = {
         key: value[..., None, None] if ".to_" in key and value.ndim == 2 else value for key, value in vae.items()
     }
-    for state in (joint, squeezed, tiny.image.state_dict(), double(tiny)):
+    for state in (joint, squeezed, tiny.image.state_dict(), tiny.double_text_state()):
         ours = read_weights(state)
         module = make_module({key: tensor.shape for key, tensor in ours.items()}, device=device)
         loaded = load_into(module, state).state_dict()
         assert loaded.keys() == ours.keys()
         assert all(torch.equal(loaded[key], ours[key]) and loaded[key].is_contiguous() for key in ours)
-
-
-def test_an_image_encoder_of_open_clip(tiny: Any) -> None:
-    state = tiny.image.state_dict()
-    names = {each.library: each for each in formats_of("clip_image")}
-    layout = names["transformers"].layout({key: tensor.shape for key, tensor in state.items()})
-    joint: dict[str, Tensor] = {}
-    for a, b in zip(names["transformers"].names(layout), names["open_clip"].names(layout), strict=True):
-        for kind in ("weight", "bias"):
-            if a.key(kind) in state:
-                tensor = state[a.key(kind)].T if b.transposed else state[a.key(kind)]
-                before = [joint[b.key(kind)]] if b.part else []
-                joint[b.key(kind)] = torch.cat([*before, tensor]) if b.part is not None else tensor
-    assert joint["visual.transformer.resblocks.1.attn.in_proj_weight"].shape == (96, 32)
-    assert joint["visual.proj"].shape == (32, 24)
-    ours, expected = read_weights(joint), read_weights(state)
-    assert all(torch.equal(ours[key], expected[key]) for key in expected) and len(ours) == len(expected)
-
-
-def double(tiny: Any) -> dict[str, Tensor]:
-    texts = {"text_encoder/": tiny.text_1, "text_encoder_2/": tiny.text_2}
-    return {f"{prefix}{key}": value for prefix, model in texts.items() for key, value in model.state_dict().items()}
-
-
-def test_the_two_text_encoders_of_sdxl_become_one(tiny: Any, to_open_clip: Any) -> None:
-    folders = double(tiny)
-    found = find_component(StateDict(folders))
-    assert found.layout == DoubleTextLayout(layers=2, layers_2=2, dim=32, dim_2=48)
-    ours = found.state_dict()
-    single = {f"conditioner.embedders.0.transformer.text_model.{k}": v for k, v in tiny.text_1.state_dict().items()}
-    second = to_open_clip(tiny.text_2.state_dict())
-    single |= {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
-    single["conditioner.embedders.1.model.logit_scale"] = torch.ones(())
-    single["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)
-    single["model.diffusion_model.other"] = torch.ones(1)
-    again = read_weights(single, "double_text_encoder")
-    assert again.keys() == ours.keys()
-    assert all(torch.equal(ours[key], again[key]) for key in ours)
-    last = (
-        "Parallel.TextEncoderWithPooling.Parallel.Chain.CLIPTextEncoderG.TransformerLayer.Residual_1.LayerNorm.weight"
-    )
-    assert torch.equal(ours[last], folders["text_encoder_2/text_model.encoder.layers.1.layer_norm1.weight"])
-    back = to_diffusers(ours)
-    assert all(torch.equal(tensor, folders[key.replace("er/text_model.", "er/")]) for key, tensor in back.items())
-    unused = {key for key in folders if "er/encoder.layers.2" in key or "er/final_layer_norm" in key}
-    assert len(back) == len(folders) - len(unused)
-
-
-def test_a_file_of_both_encoders_of_clip_holds_both(tiny: Any) -> None:
-    texts = dict(tiny.text_2.state_dict())
-    both = {**texts, **tiny.image.state_dict(), "logit_scale": torch.ones(())}
-    assert [found.component for found in find_components(StateDict(both))] == ["clip_text", "clip_image"]
-    with pytest.raises(ValueError, match=r"must hold one model; it holds clip_text \(transformers\), clip_image"):
-        read_weights(both)
-    assert read_weights(both, "clip_image").keys() == read_weights(tiny.image.state_dict()).keys()
-    assert read_weights(both, "clip_text").keys() == read_weights(texts).keys()
-
-
-@pytest.mark.parametrize("name", ["unet_sd1", "unet_sdxl", "vae", "text_2", "image", "controlnet"])
-def test_a_missing_tensor_is_noticed(name: str, tiny: Any) -> None:
-    state = getattr(tiny, name).state_dict()
-    ours = read_weights(state)
-    shapes = {key: tensor.shape for key, tensor in ours.items()}
-    shape_of = match(shapes, StateDict(state).infos).recipes
-    for key in list(state)[::9]:
-        less = {other: tensor for other, tensor in state.items() if other != key}
-        with pytest.raises(ValueError, match="missing|structure"):
-            match(shapes, StateDict(less).infos)
-    assert {recipe.key for recipe in shape_of.values()} == set(state)
-
-
-@pytest.mark.parametrize("name", ["unet_sd1", "vae", "controlnet"])
-def test_without_a_model_a_missing_tensor_is_noticed_too(name: str, tiny: Any) -> None:
-    state = getattr(tiny, name).state_dict()
-    biases = [key for key in state if "to_out.0.bias" in key]
-    for key in [*list(state)[:: 1 if name == "vae" else 9], *biases]:
-        less = {other: tensor for other, tensor in state.items() if other != key}
-        with pytest.raises(ValueError, match=r"must hold|holds no whole|missing"):
-            read_weights(less)
-
-
-def test_an_unknown_tensor_is_noticed(tiny: Any) -> None:
-    state = {**tiny.vae.state_dict(), "encoder.extra.weight": torch.ones(1)}
-    with pytest.raises(ValueError, match=r"holds no whole autoencoder \(diffusers\):\n1 left over:\n    encoder.extra"):
-        read_weights(state)
-
-
-def test_an_unfit_tensor_is_noticed(tiny: Any, to_open_clip: Any) -> None:
-    key = "decoder.conv_in.weight"
-    state = {**tiny.vae.state_dict(), key: tiny.vae.state_dict()[key].to(torch.int8)}
-    with pytest.raises(ValueError, match=rf"1 of another shape or dtype:\n    {key}: got .* in torch.int8"):
-        read_weights(state)
-    joint = to_open_clip(tiny.text_2.state_dict())
-    key = "transformer.resblocks.1.attn.in_proj_bias"
-    with pytest.raises(ValueError, match=rf"    {key}: got \(143,\) in torch.float32"):
-        read_weights({**joint, key: joint[key][:-1]})
-
-
-def test_a_file_of_something_else_says_what_it_has() -> None:
-    with pytest.raises(ValueError, match=r"it holds no model in a format that is known; its first keys are a, b, c$"):
-        read_weights({key: torch.ones(1) for key in "abcd"})
 
 
 def test_diffusers_has_no_names_for_ip_adapters(layout_of: Layouts) -> None:

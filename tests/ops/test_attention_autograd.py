@@ -13,6 +13,7 @@ from refiners.ops.attention import _OPERATOR
 from refiners.ops.library import native
 
 NAMES = [argument.name for argument in _OPERATOR._schema.arguments]
+ALL_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
 def make_arguments(dtype: torch.dtype = torch.float64, batch: int = 2, queries: int = 5) -> dict[str, Any]:
@@ -138,13 +139,26 @@ def test_only_asked_gradients_are_computed(isa):
     assert not operator(**arguments).requires_grad
 
 
-@pytest.mark.parametrize("subset", ["", pytest.param(" ".join(NAMES), marks=pytest.mark.slow)])
-def test_passes_opcheck(subset, isa):
+def check_operator(subset: str, gradients: bool, checks: tuple[str, ...]) -> None:
     arguments = make_arguments(torch.float32)
     arguments["is_causal"] = True
     given = only(arguments, subset)
-    for one in (given, with_gradients(given)):
-        torch.library.opcheck(_OPERATOR, tuple(one.get(n, False if n == "is_causal" else None) for n in NAMES))
+    given = with_gradients(given) if gradients else given
+    values = tuple(given.get(name, False if name == "is_causal" else None) for name in NAMES)
+    torch.library.opcheck(_OPERATOR, values, test_utils=checks)
+
+
+# All arguments are traced by one instruction set, as that takes seconds; the compiler sees no difference between them.
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(("subset", "checks"), [("", ALL_CHECKS), (" ".join(NAMES), ALL_CHECKS[:-1])], ids=["", "all"])
+def test_passes_opcheck(subset, checks, gradients, isa):
+    check_operator(subset, gradients, checks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradients", [False, True])
+def test_all_arguments_together_are_traced(gradients):
+    check_operator(" ".join(NAMES), gradients, ALL_CHECKS[-1:])
 
 
 def test_one_graph_serves_several_shapes(isa, assert_one_graph):

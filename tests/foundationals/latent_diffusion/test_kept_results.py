@@ -25,6 +25,10 @@ TEXT = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+def small_sd1() -> SD1UNet:
+    return SD1UNet(4, channels=(32, 32), text_embedding_dim=16, num_attention_heads=4, num_groups=4)
+
+
 def run(unet: SD1UNet | SDXLUNet, timestep: Tensor, text: Tensor = TEXT) -> Tensor:
     unet.set_timestep(timestep)
     unet.set_clip_text_embedding(text)
@@ -92,7 +96,7 @@ EDITS: dict[str, Callable[[SD1UNet], object]] = {
 @pytest.mark.parametrize("edit", EDITS.values(), ids=list(EDITS))
 @torch.no_grad()
 def test_an_edit_takes_effect_at_once(edit: Callable[[SD1UNet], object]) -> None:
-    unet = SD1UNet(4, channels=(32, 32, 32, 32), text_embedding_dim=16, num_attention_heads=4, num_groups=4)
+    unet = small_sd1()
     for step in range(3):
         run(unet, TIMESTEPS[step : step + 1])
     fresh = copy.deepcopy(unet)
@@ -108,7 +112,7 @@ def test_an_edit_takes_effect_at_once(edit: Callable[[SD1UNet], object]) -> None
 
 @torch.no_grad()
 def test_copies_with_other_structures_do_not_disturb_each_other() -> None:
-    unet = SD1UNet(4, channels=(32, 32, 32, 32), text_embedding_dim=16, num_attention_heads=4, num_groups=4)
+    unet = small_sd1()
     expected = run(unet, TIMESTEPS[1:2])
     other = unet.structural_copy()
     use_relu(other.ensure_find(RangeEncoder))
@@ -118,7 +122,7 @@ def test_copies_with_other_structures_do_not_disturb_each_other() -> None:
 
 @torch.no_grad()
 def test_a_moved_unet_keeps_nothing_in_the_old_place() -> None:
-    unet = SD1UNet(4, channels=(32, 32, 32, 32), text_embedding_dim=16, num_attention_heads=4, num_groups=4)
+    unet = small_sd1()
     run(unet, TIMESTEPS[1:2])
     kept = attention(unet).layer("Distribute", fl.Distribute)._reused
     assert any(reused._entry is not None for reused in kept)
@@ -127,16 +131,17 @@ def test_a_moved_unet_keeps_nothing_in_the_old_place() -> None:
 
 
 POOLED = torch.randn(2, 24, generator=torch.Generator().manual_seed(2))
+SHIFTS_XL = 4 + 2 + 6  # one in each residual block of the way down, the middle and the way up
 TIME_IDS = torch.tensor([[1024, 1024, 0, 0, 1024, 1024], [512, 512, 0, 0, 512, 768]])
 
 
 def small_xl() -> SDXLUNet:
     return SDXLUNet(
         4,
-        channels=(16, 32, 32),
+        channels=(16, 32),
         text_embedding_dim=16,
         pooled_text_embedding_dim=24,
-        num_attention_layers=(0, 1, 1),
+        num_attention_layers=(0, 1),
         head_dim=8,
         time_ids_embedding_dim=6,
         num_groups=4,
@@ -246,12 +251,12 @@ def test_the_third_step_encodes_nothing_again() -> None:
         len(block.layer(("Residual_2", "Attention", "Distribute"), fl.Distribute)) - 1
         for block in unet.layers(CrossAttentionBlock)
     )
-    assert len(of_time) == 4 + 17
+    assert len(of_time) == 4 + SHIFTS_XL
     first, second, third = (
         len(rows_of_linear_layers(lambda step=step: run_xl(unet, TIMESTEPS[step : step + 1]))) for step in range(3)
     )
     assert second == first - 4 - of_text  # the shifts again, now for all steps
-    assert third == second - 17
+    assert third == second - SHIFTS_XL
 
 
 @torch.no_grad()
@@ -261,7 +266,7 @@ def test_new_conditions_at_each_step_are_encoded_for_that_step_alone() -> None:
         rows_of_linear_layers(lambda step=step: run_xl(unet, TIMESTEPS[step : step + 1], POOLED.clone()))
         for step in (0, 1, 2, 0)
     ]
-    assert all(each.count(2) >= 17 for each in steps)
+    assert all(each.count(2) >= SHIFTS_XL for each in steps)
     assert not any(each.count(2 * len(TIMESTEPS)) for each in steps)
 
 
