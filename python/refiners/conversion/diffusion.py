@@ -113,7 +113,6 @@ class DiffusionCheckpoint:
         unet: The U-Net.
         lda: The autoencoder, if it is there.
         clip_text_encoder: The text encoder, or the pair of Stable Diffusion XL, if it is there.
-        image_encoder: The image encoder that some pipelines bring along.
         config: What else must be known to run it.
     """
 
@@ -122,7 +121,6 @@ class DiffusionCheckpoint:
     unet: Found
     lda: Found | None
     clip_text_encoder: Found | None
-    image_encoder: Found | None
     config: InferenceConfig
     _checkpoints: list[Checkpoint] = field(repr=False, default_factory=list[Checkpoint])
 
@@ -162,7 +160,7 @@ def open_diffusion_checkpoint(path: Path | str, variant: str | None = None) -> D
                 f"{path} has no U-Net of Stable Diffusion 1.5 or XL; it holds {holds}; first keys: {first}"
             )
         text = found.get("double_text_encoder" if unet.component == "unet_sdxl" else "clip_text")
-        for each in (unet, found.get("autoencoder"), text, found.get("clip_image")):
+        for each in (unet, found.get("autoencoder"), text):
             if each is not None:
                 each.check()
         family = family_of(found)
@@ -173,7 +171,6 @@ def open_diffusion_checkpoint(path: Path | str, variant: str | None = None) -> D
             unet=unet,
             lda=found.get("autoencoder"),
             clip_text_encoder=text,
-            image_encoder=found.get("clip_image"),
             config=inference_config(opened, unet, family),
             _checkpoints=opened.checkpoints,
         )
