@@ -1,6 +1,8 @@
 """Inputs and reference of `lora_linear`, and the paths that this machine can be forced to."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from refiners.ops.library import native
 from refiners.ops.settings import ISAS
+
+sys.path.insert(0, str(Path(__file__).parent))  # the module beside the tests, which are no package
 
 
 class LoraLinearInputs(NamedTuple):
@@ -162,3 +166,9 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def needs_native() -> None:
     if not native.loaded:
         pytest.skip("the native library is not loaded")
+
+
+@pytest.fixture
+def needs_conv2d_kernels(isa: str) -> None:
+    if not native.has_kernel("conv2d", torch.float32):
+        pytest.skip("there is no kernel in use")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conv2d_reference import CASES, SHORT, by_torch, channels_last, convert, make_inputs, relative_error
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
@@ -9,59 +10,7 @@ from refiners.ops import conv2d
 from refiners.ops.conv2d import _OPERATOR
 from refiners.ops.library import native
 
-SHORT = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float64, torch.float32, *SHORT]
-# (x, out channels, kernel, options): squares of Winograd's algorithm, then products; ordinary ones, then each edge.
-CASES = [
-    ((2, 64, 16, 16), 96, 3, {"padding": 1}),
-    ((1, 17, 8, 8), 19, 3, {"padding": 1}),
-    ((1, 16, 3, 3), 16, 3, {}),
-    ((2, 24, 7, 5), 33, 3, {"padding": 1}),
-    ((1, 80, 13, 21), 40, 3, {"padding": (0, 2)}),
-    ((3, 72, 20, 40), 16, 3, {"padding": 1}),  # more than one block of squares and of channels
-    ((1, 16, 1, 30), 16, 3, {"padding": (1, 0)}),
-    ((2, 4, 9, 9), 32, 3, {"padding": 1}),
-    ((2, 32, 9, 9), 1, 3, {"padding": 1}),
-    ((2, 32, 9, 9), 4, 3, {"padding": 1}),
-    ((2, 32, 10, 9), 24, 3, {"padding": 1, "stride": 2}),
-    ((2, 32, 10, 9), 24, 3, {"padding": (2, 1), "stride": (1, 3)}),
-    ((2, 32, 10, 9), 24, 3, {"padding": 2, "dilation": 2}),
-    ((1, 32, 11, 9), 24, (1, 3), {"dilation": (1, 3), "padding": (0, 3)}),
-    ((2, 40, 9, 9), 48, 1, {}),
-    ((2, 300, 15, 15), 300, 1, {}),  # more than one block of rows, of columns and of depth
-    ((2, 24, 9, 9), 36, 3, {"padding": 1, "groups": 4}),
-    ((2, 32, 9, 9), 32, 3, {"padding": 1, "groups": 32}),
-    ((1, 3, 28, 28), 40, 14, {"stride": 14}),
-    ((0, 16, 8, 8), 16, 3, {"padding": 1}),
-]
-EXTRAS = ("bias", "add", "residual")
-
-
-def make_inputs(shape, out_channels, kernel, options, dtype, extras=EXTRAS):
-    batch, in_channels, *_ = shape
-    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-    depth = in_channels // options.get("groups", 1)
-    weight = torch.randn(out_channels, depth, *sides) / (depth * sides[0] * sides[1]) ** 0.5
-    x = torch.randn(shape)
-    result = F.conv2d(x, weight, **options).shape
-    others = {"bias": (out_channels,), "add": (batch, out_channels), "residual": result}
-    inputs = {"x": x, "weight": weight, **{name: torch.randn(others[name]) for name in extras}}
-    return {name: value.to(dtype) for name, value in inputs.items()}
-
-
-def by_torch(x, weight, bias=None, add=None, residual=None, silu=False, **options):
-    y = F.conv2d(x, weight, bias, **options)
-    y = y if add is None else y + add[:, :, None, None]
-    y = y if residual is None else y + residual
-    return F.silu(y) if silu else y
-
-
-def convert(inputs, dtype):
-    return {name: value.to(dtype) for name, value in inputs.items()}
-
-
-def relative_error(y: Tensor, expected: Tensor) -> float:
-    return ((y.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
 def assert_agrees(y, inputs, **options):
@@ -72,16 +21,6 @@ def assert_agrees(y, inputs, **options):
     torch_error = relative_error(by_torch(**convert(inputs, wide), **options).to(dtype), expected)
     one_rounding = torch.finfo(dtype).eps / 2 if y.numel() < 1000 or dtype == torch.float64 else 0.0
     assert relative_error(y, expected) <= max(1.2 * torch_error, one_rounding)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.to(memory_format=torch.channels_last)
-
-
-@pytest.fixture
-def needs_kernels(isa):
-    if not native.has_kernel("conv2d", torch.float32):
-        pytest.skip("there is no kernel in use")
 
 
 @pytest.mark.parametrize("layouts", ["contiguous", "channels last", "channels-last images", "channels-last weights"])
@@ -112,7 +51,7 @@ def test_each_addition_may_be_left_out(extras, case, silu, isa):
 
 @pytest.mark.parametrize("dtype", [torch.float32, *SHORT], ids=str)
 @pytest.mark.parametrize("size", [1e4, 6e4, 1e9])
-def test_a_large_value_disturbs_no_pixels_beyond_the_kernel(size, dtype, needs_kernels):
+def test_a_large_value_disturbs_no_pixels_beyond_the_kernel(size, dtype, needs_conv2d_kernels):
     if not native.has_kernel("conv2d", dtype) or (dtype == torch.float16 and size > 6e4):
         pytest.skip("torch multiplies this dtype" if size <= 6e4 else "float16 ends before")
     inputs = make_inputs((1, 32, 20, 20), 16, 3, {"padding": 1}, dtype, ("bias",))
@@ -163,7 +102,7 @@ def test_views_of_any_strides_are_taken(isa):
 
 @pytest.mark.parametrize("dtype", [torch.float32, *SHORT], ids=str)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_what_is_not_finite_reaches_no_further_than_the_kernel(value, dtype, needs_kernels):
+def test_what_is_not_finite_reaches_no_further_than_the_kernel(value, dtype, needs_conv2d_kernels):
     inputs = make_inputs((1, 32, 20, 20), 16, 3, {"padding": 1}, torch.float32, ("bias",))
     inputs["weight"] = inputs["weight"].abs()  # infinity times a weight is never its opposite here
     inputs["x"][0, 3, 10, 9] = value
@@ -175,7 +114,7 @@ def test_what_is_not_finite_reaches_no_further_than_the_kernel(value, dtype, nee
     )
 
 
-def test_large_numbers_do_not_overflow_on_the_way(needs_kernels):
+def test_large_numbers_do_not_overflow_on_the_way(needs_conv2d_kernels):
     inputs = make_inputs((1, 32, 16, 16), 16, 3, {"padding": 1}, torch.float32, ("bias",))
     inputs["x"] = inputs["x"] * 1e37  # sums of a few are beyond float32, results are not
     y, expected = conv2d(**inputs, padding=1), by_torch(**convert(inputs, torch.float64), padding=1)
@@ -185,7 +124,9 @@ def test_large_numbers_do_not_overflow_on_the_way(needs_kernels):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[14]], ids=str)
-def test_is_bitwise_the_same_with_any_number_of_threads_and_samples(case, dtype, needs_kernels, assert_same_bits):
+def test_is_bitwise_the_same_with_any_number_of_threads_and_samples(
+    case, dtype, needs_conv2d_kernels, assert_same_bits
+):
     if not native.has_kernel("conv2d", dtype):
         pytest.skip("torch computes")
     inputs, options = make_inputs(*case, dtype), case[-1]
@@ -194,104 +135,6 @@ def test_is_bitwise_the_same_with_any_number_of_threads_and_samples(case, dtype,
     assert_same_bits(lambda: conv2d(**inputs, **options))
     alone = {**inputs, **{name: inputs[name][:1] for name in ("x", "add", "residual")}}
     assert torch.equal(conv2d(**alone, **options), conv2d(**inputs, **options)[:1])
-
-
-@pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": (0, 1), "groups": 2}], ids=str)
-def test_gradients(silu, options, isa):
-    tensors = [t.requires_grad_() for t in make_inputs((2, 4, 5, 4), 2, 3, options, torch.float64).values()]
-    function = lambda *inputs: conv2d(*inputs, **options, silu=silu)  # noqa: E731
-    given = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
-    pairs = [[value] * 2 if isinstance(value, int) else value for value in list(given.values())[:3]]
-    operator = lambda *inputs: _OPERATOR(*inputs, *pairs, given["groups"], silu)  # noqa: E731
-    for each in (function, operator):
-        assert torch.autograd.gradcheck(each, tensors)
-        assert torch.autograd.gradgradcheck(each, tensors, fast_mode=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, *SHORT], ids=str)
-def test_gradients_are_as_exact_as_those_of_torch(dtype, isa):
-    inputs, grad = make_inputs((2, 20, 9, 8), 24, 3, {"padding": 1}, dtype), torch.randn(2, 24, 9, 8).to(dtype)
-
-    def gradients(function, dtype):
-        tensors = {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
-        return torch.autograd.grad(function(**tensors, padding=1, silu=True), list(tensors.values()), grad.to(dtype))
-
-    for ours, theirs, expected in zip(
-        gradients(conv2d, dtype), gradients(by_torch, dtype), gradients(by_torch, torch.float64), strict=True
-    ):
-        assert ours.dtype == dtype
-        assert relative_error(ours, expected) <= max(1.2 * relative_error(theirs, expected), torch.finfo(dtype).eps)
-
-
-def test_only_what_needs_a_gradient_gets_one(isa):
-    inputs = make_inputs((2, 16, 6, 6), 16, 3, {}, torch.float32)
-    for name in inputs:
-        tensors = {other: value.detach().requires_grad_(other == name) for other, value in inputs.items()}
-        conv2d(**tensors).square().sum().backward()
-        assert [other for other, value in tensors.items() if value.grad is not None] == [name]
-    with torch.no_grad():
-        assert not conv2d(**tensors).requires_grad
-
-
-@pytest.mark.parametrize(
-    ("case", "layout"),
-    [(CASES[0], Tensor.contiguous), (CASES[0], channels_last), (CASES[9], channels_last), (CASES[15], channels_last)],
-    ids=str,
-)
-def test_opcheck(case, layout, isa):
-    inputs, options = make_inputs(*case, torch.float32), case[-1]
-    inputs["x"] = layout(inputs["x"])
-    given = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
-    pairs = [[value] * 2 for value in list(given.values())[:3]]
-    tensors = [value.requires_grad_() for value in inputs.values()]
-    torch.library.opcheck(_OPERATOR, (*tensors, *pairs, given["groups"], True))
-
-
-def test_opcheck_with_defaults(isa):
-    inputs = make_inputs((2, 16, 8, 8), 24, 3, {}, torch.float32)
-    torch.library.opcheck(_OPERATOR, (inputs["x"], inputs["weight"]))
-
-
-def test_is_compiled_into_one_graph(needs_kernels, assert_one_graph):
-    weight = torch.randn(16, 16, 3, 3)
-    inputs = [[channels_last(torch.randn(2, 16, size, size)), weight] for size in (8, 12, 20)]
-    assert_one_graph(lambda x, w: conv2d(x, w, padding=1, silu=True), inputs, "conv2d")
-
-
-def test_transforms_see_through(isa):
-    x, weight = torch.randn(3, 2, 16, 8, 8), torch.randn(16, 16, 3, 3)
-    expected = torch.stack([F.conv2d(each, weight) for each in x])
-    torch.testing.assert_close(torch.func.vmap(lambda each: conv2d(each, weight))(x), expected)
-    slope = torch.func.grad(lambda t: conv2d(x[0], t).square().sum() / 2)(weight)
-    torch.testing.assert_close((slope * weight).sum(), expected[0].square().sum())
-
-
-def test_autocast_casts(isa):
-    inputs = make_inputs((2, 16, 8, 8), 24, 3, {}, torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = conv2d(**inputs)
-    expected = by_torch(**convert(convert(inputs, torch.bfloat16), torch.float64))
-    assert y.dtype == torch.bfloat16
-    assert relative_error(y, expected) < 1e-2
-
-
-@pytest.mark.parametrize("change", [{"x": torch.int32}, {"weight": torch.float64}, {"weight": torch.int64}], ids=str)
-def test_autocast_refuses_what_that_of_torch_refuses(change, isa):
-    inputs = make_inputs((2, 16, 8, 8), 24, 3, {}, torch.float32, ())
-    inputs = {name: value.to(change.get(name, value.dtype)) for name, value in inputs.items()}
-    with torch.autocast("cpu", torch.bfloat16):
-        with pytest.raises(RuntimeError) as theirs:
-            F.conv2d(**inputs)
-        with pytest.raises(RuntimeError) as ours:
-            conv2d(**inputs)
-    assert str(ours.value) == str(theirs.value)
-
-
-def test_the_bare_operator_tells_of_autocast(needs_kernels):
-    x, weight = torch.randn(2, 16, 8, 8), torch.randn(24, 16, 3, 3)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast is on"):
-        _OPERATOR(x, weight, stride=[2, 2])  # which torch computes
 
 
 @pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
@@ -357,7 +200,7 @@ def test_what_torch_refuses_is_refused(change, isa):
     assert str(ours.value) == str(theirs.value)
 
 
-def test_the_operator_itself_checks_what_keeps_memory_safe(needs_kernels):
+def test_the_operator_itself_checks_what_keeps_memory_safe(needs_conv2d_kernels):
     x, weight = torch.zeros(2, 16, 8, 8), torch.zeros(24, 16, 3, 3)
     for arguments in (
         (x, weight[:, :15]),
@@ -374,7 +217,7 @@ def test_the_operator_itself_checks_what_keeps_memory_safe(needs_kernels):
             _OPERATOR(*arguments)
 
 
-def test_the_layer_uses_it(needs_kernels):
+def test_the_layer_uses_it(needs_conv2d_kernels):
     layer = fl.Conv2d(16, 24, 3, padding=1)
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(layer(x), conv2d(x, layer.weight, layer.bias, padding=1))
