@@ -247,7 +247,9 @@ def test_errors_of_a_step() -> None:
 
 def test_errors_of_init_latents() -> None:
     model = make_sd1()
-    with pytest.raises(AssertionError, match=r"noise shape is not compatible with the size: expected \(\.\.\., 8, 9\)"):
+    with pytest.raises(
+        AssertionError, match=r"noise shape is not compatible with the size: expected \(batch, 4, 8, 9\)"
+    ):
         model.init_latents(SIZE, noise=torch.randn(1, 4, 9, 8))
     with pytest.raises(ValueError, match="must agree on the size of the batch, got batch_size: 3, noise: 2"):
         model.init_latents(SIZE, noise=torch.randn(2, 4, 8, 9), batch_size=3)
