@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -53,8 +53,8 @@ def as_size(size: object, multiple: int = 1) -> tuple[int, int]:
         TypeError: If it is no pair of whole numbers.
         ValueError: If they are not two, too small, or no multiples of `multiple`.
     """
-    kind = f"two positive multiples of {multiple}" if multiple > 1 else "two whole numbers"
-    wrong = f"size must be {kind} (height, width), got {shown(size)}"
+    given, kind = shown(size), f"two positive multiples of {multiple}" if multiple > 1 else "two whole numbers"
+    wrong = f"size must be {kind} (height, width), got {given}"
     if isinstance(size, (str, bytes)) or not isinstance(size, Sequence):
         raise TypeError(wrong)
     sides = list(cast("Sequence[object]", size))
@@ -64,7 +64,7 @@ def as_size(size: object, multiple: int = 1) -> tuple[int, int]:
     if len(numbers) != 2 or any(side % multiple for side in numbers):
         raise ValueError(wrong)
     if min(numbers) < 8:
-        raise ValueError(f"size must be at least (8, 8), got {shown(size)}")
+        raise ValueError(f"size must be at least (8, 8), got {given}")
     return numbers[0], numbers[1]
 
 
@@ -88,7 +88,7 @@ def as_images(name: str, value: object) -> list[Image.Image]:
     return _as_list(name, value, Image.Image, "a PIL image", _shown_image)
 
 
-def _as_list(name: str, value: object, kind: type[T], a_kind: str, show: Callable[[object], str]) -> list[T]:
+def _as_list(name: str, value: Any, kind: type[T], a_kind: str, show: Callable[[object], str]) -> list[T]:
     if isinstance(value, kind):
         return [value]
     expected = f"{name} must be {a_kind} or a list of at least one"
@@ -163,10 +163,19 @@ def check_scale(name: str, scale: object) -> None:
         raise ValueError(f"the scale of {name!r} must be finite, got {scale}")
 
 
+def check_scopes(scopes: Mapping[Any, Sequence[object]]) -> None:
+    """Raise `TypeError` unless inclusions and exclusions of each network are lists of names of classes."""
+    for part, lists in scopes.items():
+        for kind, names in zip(("inclusions", "exclusions"), lists):
+            is_list = isinstance(names, Collection) and not isinstance(names, str)
+            if names is not None and not (is_list and all(isinstance(each, str) for each in cast("list[Any]", names))):
+                raise TypeError(f"{part}_{kind} must be a list of names of classes, got {shown(cast(object, names))}")
+
+
 def shown(value: object) -> str:
     """Describe what came instead: short values as they are, others by their type."""
-    is_short = value is None or isinstance(value, (Real, str, tuple, list))
-    return text if is_short and len(text := repr(cast(object, value))) <= 60 else type(value).__name__
+    is_plain = value is None or type(value) in (bool, int, float, str, tuple, list)
+    return text if is_plain and len(text := repr(value)) <= 60 else type(value).__name__
 
 
 def _shown_image(value: object) -> str:

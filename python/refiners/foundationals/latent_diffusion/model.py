@@ -324,8 +324,8 @@ class LatentDiffusionModel(fl.Module, ABC):
 
         Raises:
             FileNotFoundError: If there is nothing at the path.
-            ValueError: If the checkpoint is not whole, or of no structure that is known.
-            TypeError: If it is of another kind of model.
+            ValueError: If the checkpoint is not whole, or of no structure that is known; or if there is no such device.
+            TypeError: If it is of another kind of model, or an argument is of a wrong type.
         """
         from refiners.conversion.pretrained import load_pretrained
 
