@@ -177,3 +177,29 @@ def test_a_missing_part_is_named(kind: str, name: str, folders: dict[str, Path],
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         StableDiffusion_1.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dtype": torch.int8}, TypeError, "dtype must be one of torch.float32, .*, got torch.int8"),
+        ({"dtype": torch.float8_e4m3fn}, TypeError, "dtype must be one of .*, got torch.float8_e4m3fn"),
+        ({"dtype": "float16"}, TypeError, "dtype must be one of .*, got 'float16'"),
+        ({"dtype": None}, TypeError, "dtype must be one of .*, got None"),
+        ({"device": "gpu"}, ValueError, "device must be one that is here, such as 'cpu', got 'gpu': "),
+        ({"device": "cuda:99"}, ValueError, "device must be one that is here, such as 'cpu', got 'cuda:99': "),
+        ({"device": None}, TypeError, "device must be a torch.device or its name, got None"),
+        ({"device": 1.5}, TypeError, "device must be a torch.device or its name, got 1.5"),
+        ({"solver": "euler"}, TypeError, "solver must be a Solver, got 'euler'"),
+        ({"solver": DDIM}, TypeError, "solver must be a Solver, got ABCMeta"),
+        ({"lda": torch.nn.Identity()}, TypeError, "lda must be a Chain, got Identity"),
+        ({"clip_text_encoder": "x"}, TypeError, "clip_text_encoder must be a Chain, got 'x'"),
+    ],
+    ids=str,
+)
+def test_arguments_are_checked_before_anything_is_read(
+    arguments: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    """There is nothing at the path, which would be told next."""
+    with pytest.raises(error, match=message):
+        StableDiffusion_1.from_pretrained(tmp_path / "nothing", **arguments)

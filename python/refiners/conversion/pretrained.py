@@ -22,6 +22,7 @@ from refiners.foundationals.clip.text_encoder import (
     CLIPTextEncoderSizes,
 )
 from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
+from refiners.foundationals.latent_diffusion.checks import shown
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 from refiners.foundationals.latent_diffusion.solvers import (
     DDIM,
@@ -54,6 +55,7 @@ _PREDICTIONS = {
     "sample": ModelPredictionType.SAMPLE,
     "v_prediction": ModelPredictionType.VELOCITY,
 }
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SCHEDULES = {"linear": "uniform", "scaled_linear": "quadratic"}
 
 
@@ -84,9 +86,13 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        ValueError: If the checkpoint is not whole, or of no structure that is known.
-        TypeError: If it is of another kind of model.
+        ValueError: If the checkpoint is not whole, or of no structure that is known; or if there is no such device.
+        TypeError: If it is of another kind of model, or an argument is of a wrong type. Arguments are checked before
+            anything is read.
     """
+    _check_arguments(
+        device, dtype, solver=(solver, Solver), lda=(lda, fl.Chain), clip_text_encoder=(clip_text_encoder, fl.Chain)
+    )
     with open_diffusion_checkpoint(path, variant) as checkpoint:
         found = _kind_of(checkpoint)
         if not issubclass(found, kind):
@@ -123,6 +129,22 @@ def load_pretrained(
     # Images come out of attention with their channels last: kernels of another layout would be turned at each call.
     model.unet.to(memory_format=torch.channels_last)
     return cast(M, model.requires_grad_(False))
+
+
+def _check_arguments(device: object, dtype: object, **parts: tuple[object, type]) -> None:
+    if dtype not in _DTYPES:
+        given = dtype if isinstance(dtype, DType) else shown(dtype)
+        raise TypeError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {given}")
+    if isinstance(device, bool) or not isinstance(device, (str, int, Device)):
+        raise TypeError(f"device must be a torch.device or its name, got {shown(device)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that is here, such as 'cpu', got {str(device)!r}: {reason}") from error
+    for name, (part, kind) in parts.items():
+        if part is not None and not isinstance(part, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {shown(part)}")
 
 
 def _kind_of(checkpoint: DiffusionCheckpoint) -> type[StableDiffusion_1 | StableDiffusion_XL]:

@@ -15,6 +15,7 @@ from refiners.conversion.snapshot import download_snapshot
 from refiners.fluxion.utils import str_to_dtype
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
+from refiners.foundationals.latent_diffusion.requests import size_of_image
 from refiners.foundationals.latent_diffusion.stable_diffusion_1 import StableDiffusion_1_Inpainting
 from refiners.generate.options import Options
 from refiners.generate.solvers import make_solver
@@ -53,7 +54,7 @@ def set_up(options: Options) -> Setup:
         add_loras(model, options)
     except (ValueError, OSError, NotImplementedError, AssertionError, ImportError) as error:
         raise SetupError(str(error)) from error
-    size = options.size or _size_of(image) or (model.default_size, model.default_size)
+    size = options.size or (size_of_image(image) if image else (model.default_size, model.default_size))
     if isinstance(model, StableDiffusion_1_Inpainting):
         if image is None or mask is None:
             raise SetupError(f"{options.checkpoint} paints into a mask: give --init and --mask")
@@ -71,11 +72,6 @@ def read_picture(path: Path) -> PIL.Image.Image:
     """Read a picture as it is to be seen; cameras note how they were held."""
     with path.open("rb") as file:
         return ImageOps.exif_transpose(PIL.Image.open(file))  # a copy, read to its end
-
-
-def _size_of(picture: PIL.Image.Image | None) -> tuple[int, int] | None:
-    """Give the height and width of a picture, rounded to multiples of 8."""
-    return None if picture is None else (max(8, round(picture.height / 8) * 8), max(8, round(picture.width / 8) * 8))
 
 
 def find_device(name: str) -> Device:

@@ -272,3 +272,17 @@ def test_a_chain_may_say_what_the_cause_may_be() -> None:
 def test_a_hint_that_fails_hides_nothing() -> None:
     message = message_of(FailingHint(fl.Lambda(fail)), 1)
     assert "out of luck" in message and "<KeyError in the hint of FailingHint>" in message
+
+
+def test_a_failure_deep_in_a_large_tree_takes_few_lines() -> None:
+    chain = fl.Chain(*(fl.ReLU() if i % 2 else fl.Identity() for i in range(20)), fl.Lambda(fail))
+    for _ in range(9):
+        chain = fl.Chain(fl.Identity(), fl.ReLU(), chain, fl.Identity(), fl.ReLU())
+    views = message_of(chain, torch.zeros(1)).split("-" * 15 + "\n")[1:]
+    assert [view.count(">>> ") for view in views] == [1] * 10
+    assert [len(view.splitlines()) for view in views] == [7, *[4] * 9]  # five and one of the tree, three of it; the x
+
+
+def test_a_long_argument_is_shown_in_part() -> None:
+    described = fl.Chain._pretty_print_args([0] * 1000, "one\ntwo", "")
+    assert [len(line) for line in described.splitlines()] == [len("0: ") + 303, len("1: one..."), len("2: ")]

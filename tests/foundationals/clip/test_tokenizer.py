@@ -217,3 +217,29 @@ def test_a_tokenizer_is_a_layer(tokenizer: CLIPTokenizer) -> None:
     chain = fl.Chain(tokenizer, fl.Lambda(lambda ids: ids[:, 1]))
     assert chain(["cat", "a"]).tolist() == [2368, 320]
     assert chain.layer("CLIPTokenizer", CLIPTokenizer) is tokenizer
+
+
+def test_the_end_that_is_cut_off_is_told() -> None:
+    tokenizer = CLIPTokenizer(sequence_length=6)  # four ids and the two special ones
+    for text in ("", "a cat and a", "  a cat, a  ", "<|endoftext|> " * 4):
+        assert tokenizer.cut_off(text) == ""
+    assert tokenizer.cut_off("A cat, and a  Dog,\nand") == "a dog, and"
+    assert tokenizer.cut_off("a b c d <|endoftext|> E<|startoftext|>") == "<|endoftext|> e<|startoftext|>"
+    assert tokenizer.cut_off("a b c d<|endoftext|>") == "<|endoftext|>"
+
+
+def test_a_word_that_is_cut_in_the_middle_is_told_as_a_whole() -> None:
+    tokenizer = CLIPTokenizer(sequence_length=6)
+    word = "pneumonoultramicroscopic"
+    assert len(tokenizer.encode(word)) - 2 > 2
+    assert tokenizer.cut_off(f"a b c {word} x") == f"{word} x"
+    assert tokenizer.cut_off("a b c 日本語") == "日本語"
+
+
+def test_what_is_cut_off_is_what_has_no_effect() -> None:
+    tokenizer = CLIPTokenizer()
+    text = "a photo of a Café, by night; " * 30
+    cut = tokenizer.cut_off(text)
+    kept = " ".join(text.lower().split()).removesuffix(cut)
+    assert cut and kept + cut == " ".join(text.lower().split())
+    assert tokenizer(kept).equal(tokenizer(text))

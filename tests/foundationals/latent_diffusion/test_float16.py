@@ -10,6 +10,7 @@ from torch import Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.foundationals.latent_diffusion.auto_encoder import Decoder, Encoder, LatentDiffusionAutoencoder, Resnet
+from refiners.foundationals.latent_diffusion.float16 import warn_of_no_numbers
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl import SDXLAutoencoder
 
 
@@ -140,3 +141,35 @@ def test_gradients_pass_an_overflow() -> None:
     autoencoder.decode(torch.randn(1, 4, 4, 4).half()).float().square().mean().backward()
     weight = autoencoder.layer("Decoder", Decoder).layer("Conv2d_1", fl.Conv2d).weight
     assert weight.grad is not None and weight.grad.isfinite().all() and weight.grad.any()
+
+
+NAN = torch.tensor([1.0, torch.nan])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "latents", "message"),
+    [
+        (
+            NAN,
+            NAN,
+            "^the latents, and so the images, hold .*: maybe the weights of the U-Net are damaged, or a LoRA has",
+        ),
+        (NAN.half(), NAN.half(), "maybe the U-Net has exceeded the range of float16 .try bfloat16 or float32., or the"),
+        (NAN, torch.zeros(1), "^the decoded images hold .*: maybe the weights of the autoencoder are damaged$"),
+        (NAN.half(), torch.zeros(1), "maybe the autoencoder has exceeded the range of float16"),
+        (torch.tensor(-torch.inf), torch.zeros(1), "^the decoded images hold"),
+    ],
+)
+def test_what_is_no_number_is_warned_of_with_its_likely_causes(pixels: Tensor, latents: Tensor, message: str) -> None:
+    with pytest.warns(RuntimeWarning, match=message):
+        warn_of_no_numbers(pixels, latents)
+
+
+def test_numbers_are_not_warned_of_and_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Tensor] = []
+    isfinite = Tensor.isfinite
+    monkeypatch.setattr(Tensor, "isfinite", lambda x: looked.append(x) or isfinite(x))
+    pixels = torch.ones(1, 3, 8, 8)
+    warn_of_no_numbers(pixels, NAN)
+    warn_of_no_numbers(pixels.to("meta"), NAN)
+    assert len(looked) == 1 and looked[0] is pixels

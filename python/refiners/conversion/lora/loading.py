@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from torch import Tensor, device as Device, dtype as DType
 from refiners.conversion.checkpoint import Checkpoint, StateDict, TensorSource
 from refiners.conversion.lora.keys import split_keys
 from refiners.conversion.lora.names import Part
-from refiners.conversion.lora.plan import LoraPlan, Update, plan_lora
+from refiners.conversion.lora.plan import LoraPlan, Update, check_is_no_checkpoint, check_is_no_pipeline, plan_lora
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.targets import Targets, targets_of
 from refiners.fluxion.adapters.lora import Lora
@@ -58,9 +59,11 @@ def attach_lora(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If something cannot be attached, with a list of what and why; the model is as it was.
+        ValueError: If something cannot be attached, or nothing would be, with a list of what and why; if it is a
+            checkpoint. The model is as it was.
     """
     if isinstance(source, (str, Path)):
+        check_is_no_pipeline(source)
         with Checkpoint(source) as opened:
             return attach_lora(model, name, opened, scale=scale, scopes=scopes, partial=partial, by_order=by_order)
     tensors = StateDict(source) if isinstance(source, Mapping) else source
@@ -78,6 +81,8 @@ def _attach(
     by_order: ByOrder | None,
 ) -> LoraPlan:
     split = split_keys(tensors.infos)
+    if not split[0]:
+        check_is_no_checkpoint(tensors)
     if by_order is not None and not split[0]:
         loras = _from_order(name, tensors, model)
         if loras:
@@ -96,6 +101,8 @@ def _attach(
         plan = plan.by_order(_BY_ORDER)
     if not partial:
         plan.check()
+    if not plan.of_status("fits", "by order"):
+        raise ValueError(_nothing_to_attach(plan, scopes))
     made = read_updates(name, plan, tensors, targets)
     unnamed = _read_unnamed(name, plan, tensors, model)
     _set_scale((*(lora for lora, _ in made), *unnamed.values()), scale)
@@ -103,6 +110,20 @@ def _attach(
     if unnamed and by_order is not None:
         by_order(unnamed)
     return plan
+
+
+def _nothing_to_attach(plan: LoraPlan, scopes: Mapping[Part, Scope]) -> str:
+    counts = Counter(f"{update.part or 'no network'}, {update.status}: {update.reason}" for update in plan.updates)
+    asked = [
+        f"{part}_{kind}={list(names)}"
+        for part, scope in scopes.items()
+        for kind, names in zip(("inclusions", "exclusions"), scope)
+        if names is not None
+    ]
+    lines = [f"  {count}: {what}" for what, count in counts.items()]
+    return "\n".join(
+        (f"{plan.label}: no update would be attached{' with ' + ', '.join(asked) if asked else ''}:", *lines)
+    )
 
 
 def _set_scale(loras: Iterable[Lora[Any]], scale: float | Tensor) -> None:

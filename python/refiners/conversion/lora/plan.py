@@ -6,9 +6,11 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from refiners.conversion.checkpoint import TensorSource
+from refiners.conversion.detection import find_components
 from refiners.conversion.lora.keys import Entry, Role, Style, split_keys
 from refiners.conversion.lora.kinds import RECOGNISED, Kind, LowRank
 from refiners.conversion.lora.names import UNUSED, Known, LayerNames, Networks, Part
@@ -21,6 +23,7 @@ Status: TypeAlias = Literal["fits", "by order", "left out", "unknown", "wrong", 
 since no layer has its name, since its tensors are wrong, or since there is no such adapter yet."""
 
 KINDS: tuple[Kind, ...] = (*RECOGNISED, LowRank())  # in the order in which they are asked
+_CHECKPOINT = "a checkpoint, no LoRA: from_pretrained of a model loads it"
 _PLAIN = {"down", "up", "alpha"}
 _UNFIT = ("unknown", "wrong", "unsupported")
 _SHOWN = 4
@@ -147,10 +150,11 @@ def plan_lora(
         split: The keys as `split_keys` gives them, where they are split already.
 
     Raises:
-        ValueError: If there is no update of a layer among the tensors.
+        ValueError: If there is no update of a layer among the tensors; it says so if they are those of a checkpoint.
     """
     entries, left_over = split or split_keys(source.infos)
     if not entries:
+        check_is_no_checkpoint(source)
         first = ", ".join(list(source.infos)[:3]) or "(none)"
         raise ValueError(
             f"{source.label} holds no LoRA, nor another known update of layers; its first keys are {first}"
@@ -163,6 +167,26 @@ def plan_lora(
     return LoraPlan(
         source.label, tuple(_without_duplicates(updates)), tuple(left_over), frozenset(styles), planner.kinds
     )
+
+
+def check_is_no_checkpoint(source: TensorSource) -> None:
+    """Raise `ValueError` if tensors that are no LoRA are those of whole networks."""
+    found = find_components(source)
+    if not found:
+        return
+    holds = ", ".join(f"{each.component} ({each.format})" for each in found)
+    has_unet = any(each.component.startswith("unet") for each in found)
+    first = ", ".join(list(source.infos)[:3])
+    raise ValueError(
+        f"{source.label} is {_CHECKPOINT if has_unet else 'no LoRA, but the weights of a whole network'}; it holds"
+        f" {holds}; its first keys are {first}"
+    )
+
+
+def check_is_no_pipeline(path: Path | str) -> None:
+    """Raise `ValueError` if a folder is that of a whole model."""
+    if (Path(path) / "model_index.json").is_file():
+        raise ValueError(f"{path} is {_CHECKPOINT}")
 
 
 class _Planner:

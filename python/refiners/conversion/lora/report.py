@@ -15,7 +15,7 @@ from refiners.conversion.checkpoint import Checkpoint, StateDict, TensorSource
 from refiners.conversion.diffusion import Family
 from refiners.conversion.lora.keys import split_keys
 from refiners.conversion.lora.names import LayerNames, Network
-from refiners.conversion.lora.plan import LoraPlan, Update, plan_lora
+from refiners.conversion.lora.plan import LoraPlan, Update, check_is_no_pipeline, plan_lora
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.targets import PUBLISHED, targets_in, targets_of
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
@@ -127,6 +127,7 @@ def inspect_lora(
         raise ValueError("model and checkpoint say the same: give one of them")
     if isinstance(file, Mapping):
         return _report(StateDict(file), LoraSettings(), {}, model, checkpoint)
+    check_is_no_pipeline(file)
     with Checkpoint(file) as opened:
         return _report(opened, LoraSettings.of_file(opened.path, opened.metadata), opened.metadata, model, checkpoint)
 

@@ -108,6 +108,18 @@ class CLIPTokenizer(fl.Module):
         padding = [self.pad_token_id] * (self.sequence_length - len(ids))
         return torch.tensor([ids + padding], dtype=torch.int64)
 
+    def cut_off(self, text: str) -> str:
+        """Give the end of a prompt that `tokenize_str` truncates, in lower case; nothing if the prompt is short enough.
+
+        A word of which only some ids are left counts as cut off.
+        """
+        first = next(islice(self._tokens(text), self.sequence_length - 2, None), None)
+        if first is None:
+            return ""
+        _, number, start = first
+        parts = [normalize(part) for part in split_special(text)[number:]]
+        return (parts[0][start:] + "".join(parts[1:])).strip()
+
     def encode(self, text: str, max_length: int | None = None) -> Int64[Tensor, "length"]:
         """Encode a prompt, without padding.
 
@@ -144,18 +156,22 @@ class CLIPTokenizer(fl.Module):
         except UnicodeEncodeError as error:
             found = f"U+{ord(text[error.start]):04X} at index {error.start}"
             raise ValueError(f"text must consist of characters, got the lone surrogate {found}") from None
-        content = islice(self._ids(text), None if max_length is None else max_length - 2)
-        return [self.start_of_text_token_id, *content, self.end_of_text_token_id]
+        content = islice(self._tokens(text), None if max_length is None else max_length - 2)
+        return [self.start_of_text_token_id, *(id for id, _, _ in content), self.end_of_text_token_id]
 
-    def _ids(self, text: str) -> Iterator[int]:
-        """Yield the ids of a text one by one, so that nothing is encoded beyond the last one that is wanted."""
-        for part in split_special(text):
+    def _tokens(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Yield the ids of a text, and of each the number of the part and where in it its word begins.
+
+        They come one by one, so that nothing is encoded beyond the last one that is wanted.
+        """
+        for number, part in enumerate(split_special(text)):
             if part == START_OF_TEXT:
-                yield self.start_of_text_token_id
+                yield self.start_of_text_token_id, number, 0
             elif part == END_OF_TEXT:
-                yield self.end_of_text_token_id
+                yield self.end_of_text_token_id, number, 0
             else:
                 for match in self.token_pattern.finditer(normalize(part)):
+                    start = match.start()
                     for word in _NOT_SPECIAL.get(match[0], (match[0],)):
                         for piece in self.byte_pair_encoding(spell(word)).split(" "):
-                            yield self.token_to_id_mapping[piece]
+                            yield self.token_to_id_mapping[piece], number, start

@@ -12,7 +12,12 @@ from torch import Tensor, device as Device, dtype as DType
 import refiners.fluxion.layers as fl
 from refiners.fluxion.context import Contexts
 from refiners.foundationals.latent_diffusion.fixed_group_norm import FixedGroupNorm, copy_statistics
-from refiners.foundationals.latent_diffusion.float16 import call_in_float32, has_overflowed, in_float32
+from refiners.foundationals.latent_diffusion.float16 import (
+    call_in_float32,
+    has_overflowed,
+    in_float32,
+    warn_of_no_numbers,
+)
 from refiners.foundationals.latent_diffusion.pixels import images_to_pixels, pixels_to_images
 from refiners.foundationals.latent_diffusion.tiled_inference import TiledAutoencoder
 
@@ -305,8 +310,14 @@ class LatentDiffusionAutoencoder(TiledAutoencoder):
         return self.latents_to_images(x)[0]
 
     def latents_to_images(self, x: Float[Tensor, "batch latent_dim height width"]) -> list[Image.Image]:
-        """Decode latents into images of mode RGB; what exceeds black or white is cut off. See `decode`."""
-        return pixels_to_images(self.decode(x))
+        """Decode latents into images of mode RGB; what exceeds black or white is cut off. See `decode`.
+
+        Warns:
+            RuntimeWarning: If the images hold numbers that are not finite.
+        """
+        pixels = self.decode(x)
+        warn_of_no_numbers(pixels, x)
+        return pixels_to_images(pixels)
 
     def _autoencode(self, x: Float[Tensor, "1 3 height width"]) -> None:
         for part in (self.layer("Encoder", Encoder), self.layer("Decoder", Decoder)):

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
+from refiners.foundationals.latent_diffusion.warning import warn_user
 
 
 def has_overflowed(x: Float[Tensor, "*shape"]) -> bool:
@@ -42,3 +43,20 @@ def call_in_float32(layer: fl.Chain, x: Float[Tensor, "*shape"]) -> Float[Tensor
     """
     largest = torch.finfo(torch.float16).max
     return in_float32(layer)(x.float()).clamp(-largest, largest).half()
+
+
+def warn_of_no_numbers(pixels: Float[Tensor, "batch 3 height width"], latents: Float[Tensor, "batch 4 h w"]) -> None:
+    """Warn if decoded images hold infinities or what comes of one; waits for the device, as whoever reads them will.
+
+    Decoding spreads what is not finite in the latents over their image: only then are these looked at, to say which.
+    """
+    if pixels.is_meta or bool(pixels.isfinite().all()):
+        return
+    if not bool(latents.isfinite().all()):
+        what, where = "the latents, and so the images,", "the U-Net"
+    else:
+        what, where = "the decoded images", "the autoencoder"
+    overflow = f"{where} has exceeded the range of float16 (try bfloat16 or float32)"
+    causes = [overflow] if latents.dtype == torch.float16 or pixels.dtype == torch.float16 else []
+    causes += [f"the weights of {where} are damaged", *(["a LoRA has too large a scale"] * (where == "the U-Net"))]
+    warn_user(f"{what} hold numbers that are not finite: maybe {', or '.join(causes)}", RuntimeWarning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,7 @@ import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora import Lora, LoraAdapter, auto_attach_loras
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import find_places
+from refiners.foundationals.latent_diffusion.checks import check_scale, check_scopes
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class SDLoraManager:
         Raises:
             FileNotFoundError: If there is no such file.
             AssertionError: If the name is taken.
-            ValueError: If something in the file cannot be attached; the model is as it was.
+            TypeError: If an argument is of a wrong type.
+            ValueError: If something in the file cannot be attached, or nothing would be; see there.
         """
         return self._add(
             name,
@@ -129,7 +131,9 @@ class SDLoraManager:
 
         Raises:
             AssertionError: If the name is taken.
-            ValueError: If something cannot be attached, with a list of what and why; the model is as it was.
+            TypeError: If an argument is of a wrong type.
+            ValueError: If something cannot be attached, with a list of what and why, if nothing would be, or if the
+                scale is not finite; the model is as it was. A tensor is read only on the CPU.
         """
         return self._add(
             name,
@@ -151,14 +155,15 @@ class SDLoraManager:
     ) -> LoraPlan:
         from refiners.conversion.lora import attach_lora
 
-        _check_scale(name, scale)
+        check_scale(name, scale)
+        scopes: dict[Part, Scope] = {"unet": unet[:2], "text_encoder": text_encoder}
+        check_scopes(scopes)
         if name in self.names:
             raise AssertionError(f"LoRA {name} already exists")
 
         def by_order(loras: dict[str, Lora[Any]]) -> None:
             self._attach_by_order(loras, unet, text_encoder)
 
-        scopes: dict[Part, Scope] = {"unet": unet[:2], "text_encoder": text_encoder}
         try:
             plan = attach_lora(
                 self.target, name, source, scale=scale, scopes=scopes, partial=partial, by_order=by_order
@@ -320,11 +325,12 @@ class SDLoraManager:
         Raises:
             AssertionError: If a name is unknown; nothing was changed.
             TypeError: If a multiplier is neither a number nor a tensor; nothing was changed.
+            ValueError: If one is not finite; nothing was changed. A tensor is read only on the CPU.
         """
         for name, scale in scales.items():
-            _check_scale(name, scale)
-        if not set(scales) <= set(self.names):
-            raise AssertionError(f"Scales keys must be a subset of {self.names}, got {list(scales)}")
+            check_scale(name, scale)
+        if unknown := self._unknown(scales):
+            raise AssertionError(f"Scales keys must be a subset of the names: {unknown}")
         for lora in self.loras:
             if lora.name in scales:
                 lora.scale = scales[lora.name]
@@ -354,10 +360,14 @@ class SDLoraManager:
                 weights |= {f"{key}.down.weight": lora.down.weight, f"{key}.up.weight": lora.up.weight}
         return weights
 
-    def _check_names(self, names: Sequence[str]) -> None:
+    def _check_names(self, names: Iterable[str]) -> None:
+        if unknown := self._unknown(names):
+            raise ValueError(unknown)
+
+    def _unknown(self, names: Iterable[str]) -> str | None:
         known = self.names
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"there is no LoRA {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
+        unknown = [name for name in names if name not in known]
+        return f"there is no LoRA {unknown[0]!r}: there are {known or 'none'}" if unknown else None
 
     # --- order of keys ------------------------------------------------------------------------------------------------
 
@@ -378,11 +388,6 @@ class SDLoraManager:
 
 def _loras_in(chain: fl.Chain) -> Iterator[Lora[Any]]:
     return cast("Iterator[Lora[Any]]", chain.layers(Lora, recurse=True))
-
-
-def _check_scale(name: str, scale: object) -> None:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float, Tensor)):
-        raise TypeError(f"the scale of {name!r} must be a number or a tensor, got {type(scale).__name__}")
 
 
 def _is_same(one: float | Tensor, other: float | Tensor) -> bool:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, device as Device, dtype as DType
+from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.layers.module import twin
 from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
-from refiners.foundationals.latent_diffusion.noise import Generators, sample_noise
+from refiners.foundationals.latent_diffusion.checks import check_batch, check_tensor
+from refiners.foundationals.latent_diffusion.noise import Generators, check_generator, sample_noise
+from refiners.foundationals.latent_diffusion.requests import read_request, read_start
 from refiners.foundationals.latent_diffusion.solvers import Solver
 
 if TYPE_CHECKING:
@@ -133,34 +135,18 @@ class LatentDiffusionModel(fl.Module, ABC):
             generator: Draws the noise: one, or one for each item of the batch, which then depends on no other one.
 
         Raises:
-            AssertionError: If the noise has another height or width.
-            ValueError: If the numbers of images, of generators, of items of the noise and `batch_size` differ.
+            AssertionError: If the noise has another height or width, or not four channels.
+            TypeError: If an argument is of a wrong type.
+            ValueError: If the size is less than 8 by 8 pixels, or the numbers of images, of generators, of items of the
+                noise and `batch_size` differ.
         """
-        height, width = size[0] // 8, size[1] // 8
-        if height < 1 or width < 1:
-            raise ValueError(f"size must be at least (8, 8), got {size}")
-        images = [] if init_image is None else list(init_image) if isinstance(init_image, Sequence) else [init_image]
-        counts = {"batch_size": batch_size, "init_image": len(images) if len(images) > 1 else None}
-        if noise is not None:
-            if tuple(noise.shape[-2:]) != (height, width):
-                raise AssertionError(
-                    f"noise shape is not compatible with the size: expected (..., {height}, {width}) for {size[0]}x"
-                    f"{size[1]} pixels, got {tuple(noise.shape)}"
-                )
-            counts["noise"] = noise.shape[0]
-        elif isinstance(generator, Sequence):
-            counts["generator"] = len(generator)
-        given = {name: count for name, count in counts.items() if count is not None}
-        if len(set(given.values())) > 1:
-            described = ", ".join(f"{name}: {count}" for name, count in given.items())
-            raise ValueError(f"init_latents: these must agree on the size of the batch, got {described}")
+        start = read_start(size, init_image, noise, batch_size=batch_size, generator=generator)
         if noise is None:
-            batch = next(iter(given.values()), 1)
-            noise = self.sample_noise((batch, 4, height, width), self.device, self.dtype, generator=generator)
+            noise = self.sample_noise(start.latents_shape, self.device, self.dtype, generator=generator)
         noise = noise.to(device=self.device, dtype=self.dtype)
-        if not images:
+        if not start.images:
             return self.solver.initial_latents(noise)
-        latents = self.lda.images_to_latents([image.resize((size[1], size[0])) for image in images])
+        latents = self.lda.images_to_latents([image.resize((size[1], size[0])) for image in start.images])
         return self.solver.initial_latents(noise, latents.expand_as(noise))
 
     @abstractmethod
@@ -172,6 +158,14 @@ class LatentDiffusionModel(fl.Module, ABC):
     ) -> Float[Tensor, "batch channels height width"]:
         """Append to scaled latents the channels that the U-Net expects besides them: none, here."""
         return latents
+
+    def _own_size(self) -> tuple[int, int]:
+        """Give the height and width of images that nobody asked for another one, in pixels."""
+        return self.default_size, self.default_size
+
+    def _appended(self, batch: int, height: int, width: int) -> Sequence[Tensor]:
+        """Give what `concatenate_condition` appends; raise unless it is there, for latents of this size."""
+        return ()
 
     def forward(
         self,
@@ -198,23 +192,19 @@ class LatentDiffusionModel(fl.Module, ABC):
 
         Raises:
             AssertionError: If with guidance the number of encoded prompts is odd, or the step is not one of `steps`.
-            ValueError: If the number of encoded prompts does not fit the number of images.
+            TypeError: If a tensor is of another dtype than the U-Net.
+            ValueError: If the number of encoded prompts does not fit the number of images, or a tensor is of a wrong
+                shape or on another device than the U-Net.
         """
+        weight = next(self.unet.parameters())
         guided = self.classifier_free_guidance
-        prompts = clip_text_embedding.shape[0]
-        if guided and prompts % 2:
-            raise AssertionError(
-                f"invalid batch size for classifier-free guidance: expected an even one, got {prompts}"
-            )
-        if prompts != x.shape[0] * (1 + guided):
-            pairs = ", a negative and a positive one for each" if guided else ""
-            raise ValueError(
-                f"clip_text_embedding must have {x.shape[0] * (1 + guided)} items for {x.shape[0]} images{pairs},"
-                f" got {prompts}"
-            )
+        check_batch(x, clip_text_embedding, guided, weight)
+        check_generator(generator, x)
         if step not in self.steps:
             raise AssertionError(f"invalid step {step}: must be from {self.steps[0]} to {self.steps[-1]}")
         latents = self.concatenate_condition(self.solver.scale_model_input(x, step=step))
+        channels = getattr(self.unet, "in_channels", latents.shape[1]) - (latents.shape[1] - x.shape[1])
+        check_tensor("x", x, ("batch", channels, "height", "width"), weight)
         timestep = self.solver.timesteps[step].unsqueeze(0)
         self.set_unet_context(timestep=timestep, clip_text_embedding=clip_text_embedding, **kwargs)
         if guided:
@@ -263,40 +253,45 @@ class LatentDiffusionModel(fl.Module, ABC):
         Args:
             text: A prompt, or one for each image.
             negative_text: What to avoid: a text for all images, or one for each.
-            size: The height and width in pixels, multiples of 8 (default: `default_size`, squared).
+            size: The height and width in pixels, multiples of 8 (default: those of `init_image`, rounded, or else
+                `default_size`, squared).
             num_steps: The number of steps.
             condition_scale: The weight of the guidance (default: that of the model).
-            seed: The seed of the noise, or one for each image: an image does not depend on the others of its batch, nor
-                on the device (default: torch's random state).
-            init_image: An image to start from, or one for each image.
+            seed: The seed of the noise, from 0 to 2⁶⁴ - 1, or one for each image: an image does not depend on the
+                others of its batch, nor on the device (default: torch's random state). After one seed for several
+                images come those that follow it.
+            init_image: An image of mode RGB to start from, or one for each image.
             strength: How much of `init_image` to give up, from 0, one step, to 1, all of them.
             on_step: Called after each step, with its number and the latents.
 
         Raises:
-            ValueError: If the numbers of prompts, seeds and images differ, or the size or strength is out of range.
-        """
-        height, width = size or (self.default_size, self.default_size)
-        if height < 8 or width < 8 or height % 8 or width % 8:
-            raise ValueError(f"size must be two positive multiples of 8 (height, width), got {(height, width)}")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must be between 0 and 1, got {strength}")
-        prompts = [text] if isinstance(text, str) else list(text)
-        if not prompts:
-            raise ValueError("text must be a prompt or a list of at least one, got an empty list")
-        seeds = list(seed) if isinstance(seed, Sequence) else None if seed is None else [seed]
-        images = [] if init_image is None else list(init_image) if isinstance(init_image, Sequence) else [init_image]
-        counts = {"text": len(prompts), "seed": len(seeds or []), "init_image": len(images)}
-        batch = max(counts.values())
-        if any(count not in (0, 1, batch) for count in counts.values()):
-            raise ValueError(f"text, seed and init_image must hold one item, or one for each image, got {counts}")
-        if seeds is not None and len(seeds) < batch:
-            seeds = [seeds[0] + i for i in range(batch)]
-        generators = None if seeds is None else [Generator().manual_seed(one) for one in seeds]
+            TypeError: If an argument is of a wrong type.
+            ValueError: If the numbers of texts, seeds and images differ, or an argument is out of range. Nothing was
+                computed or changed.
 
-        conditions = self.compute_conditions(prompts * (batch // len(prompts)), negative_text, size=(height, width))
-        self.set_inference_steps(num_steps, round((1 - strength) * (num_steps - 1)) if images else 0)
-        options = {} if condition_scale is None else {"condition_scale": condition_scale}
-        x = self.init_latents((height, width), images or None, batch_size=batch, generator=generators)
+        Warns:
+            UserWarning: If a text is too long, with what of it was cut off.
+            RuntimeWarning: If the images hold numbers that are not finite.
+        """
+        request = read_request(
+            text,
+            negative_text,
+            size=size,
+            default_size=self._own_size(),
+            num_steps=num_steps,
+            condition_scale=condition_scale,
+            seed=seed,
+            init_image=init_image,
+            strength=strength,
+            on_step=on_step,
+        )
+        self._appended(request.batch_size, *(side // 8 for side in request.size))
+        solver = self.solver.rebuild(request.num_steps, request.first_step)
+        conditions = self.compute_conditions(request.prompts, request.negatives, size=request.size)
+        self.solver = solver
+        options = {} if request.condition_scale is None else {"condition_scale": request.condition_scale}
+        batch, generators = request.batch_size, request.generators
+        x = self.init_latents(request.size, request.images or None, batch_size=batch, generator=generators)
         for step in self.steps:
             x = self(x, step=step, generator=generators, **conditions, **options)
             if on_step is not None:
@@ -329,8 +324,8 @@ class LatentDiffusionModel(fl.Module, ABC):
 
         Raises:
             FileNotFoundError: If there is nothing at the path.
-            ValueError: If the checkpoint is not whole, or of no structure that is known.
-            TypeError: If it is of another kind of model.
+            ValueError: If the checkpoint is not whole, or of no structure that is known; or if there is no such device.
+            TypeError: If it is of another kind of model, or an argument is of a wrong type.
         """
         from refiners.conversion.pretrained import load_pretrained
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -98,3 +100,44 @@ def test_errors(model: StableDiffusion_1_Inpainting) -> None:
     model.set_inpainting_conditions(IMAGE, MASK)
     with pytest.raises(ValueError, match="conditions are for 64x72 pixels"):
         model(torch.randn(1, 4, 8, 8), step=0, clip_text_embedding=embedding)
+
+
+def test_generate_takes_the_size_of_the_mask(model: StableDiffusion_1_Inpainting) -> None:
+    model.set_inpainting_conditions(IMAGE, MASK)
+    assert model.generate("a cat", num_steps=1)[0].size == (72, 64)
+
+
+def test_generate_needs_the_mask_before_any_work(
+    model: StableDiffusion_1_Inpainting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.clip_text_encoder, "forward", None)
+    with pytest.raises(AssertionError, match="call set_inpainting_conditions before the first step"):
+        model.generate("a cat")
+    model.set_inpainting_conditions([IMAGE, IMAGE], [MASK, MASK])
+    with pytest.raises(ValueError, match="the conditions are for 64x72 pixels and 2 images, x for 64x72 and 3"):
+        model.generate("a cat", seed=[1, 2, 3])
+    with pytest.raises(ValueError, match="the conditions are for 64x72 pixels and 2 images, x for 64x64 and 2"):
+        model.generate(["a", "b"], size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cat.png", MASK), "target_image must be a PIL image .* got str: open it by PIL.Image.open"),
+        ((IMAGE, torch.zeros(1, 1, 8, 9)), "mask must be a PIL image .* got Tensor"),
+        ((IMAGE, [None]), "mask must be a PIL image .* got a list with NoneType"),
+    ],
+)
+def test_what_is_no_image_is_told(
+    arguments: tuple[Any, Any], message: str, model: StableDiffusion_1_Inpainting
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        model.set_inpainting_conditions(*arguments)
+    assert model.mask_latents is None
+
+
+def test_latents_of_other_channels_are_told(model: StableDiffusion_1_Inpainting) -> None:
+    model.set_inpainting_conditions(IMAGE, MASK)
+    embedding = model.compute_clip_text_embedding("a cat")
+    with pytest.raises(ValueError, match=r"x must be \(batch, 4, height, width\), got \(1, 3, 8, 9\)"):
+        model(torch.randn(1, 3, 8, 9), step=0, clip_text_embedding=embedding)

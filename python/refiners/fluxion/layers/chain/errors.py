@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from refiners.fluxion.layers.chain.chain import Chain
 
 _TREE_DEPTH = 3
-_MAX_TREE_LINES = 10
+_MAX_TREE_LINES = 10  # around the layer that failed
+_MAX_OUTER_LINES = 2  # around each chain that it is in
+_MAX_DESCRIPTION = 300  # characters of an argument
 _MAX_SUMMARIZED = 1 << 16  # elements: statistics of larger tensors would make errors slow
 _MACHINERY = (str(Path(torch.__file__).parent / "nn" / "modules" / "module.py"), str(Path(__file__).parent))
 
@@ -38,8 +40,9 @@ class ReturnException(Exception):
 def chain_error(error: Exception, chain: Chain, name: str, args: tuple[Any, ...]) -> tuple[ChainError, BaseException]:
     """Describe the failure of the child `name` of a chain; return the error to raise and the original exception.
 
-    Chains around the one that failed add their own view below the text of the inner ones. Nothing here may raise, wait
-    for a device, or cost more than a few milliseconds: it runs in retry loops after running out of memory, too.
+    Chains around the one that failed add their own view, a narrow one, below the text of the inner ones. Nothing here
+    may raise, wait for a device, or cost more than a few milliseconds: it runs in retry loops after running out of
+    memory, too.
     """
     original = error.__cause__ if isinstance(error, ChainError) and error.__cause__ is not None else error
     if original is error:
@@ -48,12 +51,13 @@ def chain_error(error: Exception, chain: Chain, name: str, args: tuple[Any, ...]
             text = f"{type(original).__name__}:\n{text}"
     else:
         text = str(error)  # begins as the innermost one did
-    return ChainError("\n".join((text, "-" * 15, *_view(chain, name, args)))), original
+    max_lines = _MAX_TREE_LINES if original is error else _MAX_OUTER_LINES
+    return ChainError("\n".join((text, "-" * 15, *_view(chain, name, args, max_lines)))), original
 
 
-def _view(chain: Chain, name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
+def _view(chain: Chain, name: str, args: tuple[Any, ...], max_lines: int) -> tuple[str, ...]:
     try:
-        tree = error_tree(chain, name, _MAX_TREE_LINES)
+        tree = error_tree(chain, name, max_lines)
     except Exception as failure:  # the layers are the user's: what they say of themselves may fail
         tree = f">>> {type(chain).__name__}.{name} (<{type(failure).__name__} in the drawing>)"
     lines = (tree, pretty_print_args(*args)) if args else (tree,)
@@ -62,6 +66,12 @@ def _view(chain: Chain, name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
     except Exception as failure:
         hint = f"<{type(failure).__name__} in the hint of {type(chain).__name__}>"
     return (*lines, hint) if hint else lines
+
+
+def _shortened(text: str) -> str:
+    lines = text.splitlines()
+    shown = lines[0][:_MAX_DESCRIPTION] if lines else ""
+    return shown if shown == text else f"{shown}..."
 
 
 def _message(error: BaseException) -> str:
@@ -107,7 +117,7 @@ def _flattened(args: tuple[Any, ...]) -> list[Any]:
 
 def _describe(argument: Any) -> str:
     try:
-        return _summary(argument) if isinstance(argument, Tensor) else str(argument)
+        return _summary(argument) if isinstance(argument, Tensor) else _shortened(str(argument))
     except Exception as failure:
         return f"{type(argument).__name__}(<{type(failure).__name__} in its description>)"
 

@@ -12,9 +12,10 @@ from torch import Tensor, device as Device, dtype as DType
 from refiners.fluxion.utils import images_to_tensor, interpolate
 from refiners.foundationals.clip.text_encoder import CLIPTextEncoder, CLIPTextEncoderL
 from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
+from refiners.foundationals.latent_diffusion.checks import as_images
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 from refiners.foundationals.latent_diffusion.noise import Generators
-from refiners.foundationals.latent_diffusion.prompts import pair_prompts
+from refiners.foundationals.latent_diffusion.prompts import encode_prompts
 from refiners.foundationals.latent_diffusion.solvers import DPMSolver, Solver
 from refiners.foundationals.latent_diffusion.stable_diffusion_1.autoencoder import SD1Autoencoder
 from refiners.foundationals.latent_diffusion.stable_diffusion_1.unet import SD1UNet
@@ -105,8 +106,13 @@ class StableDiffusion_1(LatentDiffusionModel):
 
         Raises:
             AssertionError: If there are several negative texts, but not as many as prompts.
+            TypeError: If an argument is neither a text nor a list of them.
+            ValueError: If there is no prompt.
+
+        Warns:
+            UserWarning: If a text is too long, with what of it was cut off.
         """
-        return self.clip_text_encoder(pair_prompts(text, negative_text, self.classifier_free_guidance))
+        return encode_prompts(self.clip_text_encoder, text, negative_text, self.classifier_free_guidance)
 
     def compute_conditions(
         self, text: str | Sequence[str], negative_text: str | Sequence[str] = "", *, size: tuple[int, int]
@@ -168,11 +174,11 @@ class StableDiffusion_1_Inpainting(StableDiffusion_1):
             The masks, 0 or 1, and the encoded images without what the masks cover.
 
         Raises:
+            TypeError: If they are no images.
             ValueError: If there are not as many masks as images, or two sizes differ.
         """
-        images = [target_image] if isinstance(target_image, Image.Image) else list(target_image)
-        masks = [mask] if isinstance(mask, Image.Image) else list(mask)
-        if len(images) != len(masks) or not images:
+        images, masks = as_images("target_image", target_image), as_images("mask", mask)
+        if len(images) != len(masks):
             raise ValueError(f"mask must hold one mask for each image, got {len(masks)} for {len(images)}")
         sizes = {item.size for item in (*images, *masks)}
         if len(sizes) > 1:
@@ -202,13 +208,23 @@ class StableDiffusion_1_Inpainting(StableDiffusion_1):
             AssertionError: If they are not set.
             ValueError: If they are for images of another size, or for several that are not those of the batch.
         """
+        batch, _, height, width = latents.shape
+        conditions = self._appended(batch, height, width)
+        return torch.cat((latents, *(item.expand(batch, -1, -1, -1) for item in conditions)), dim=1)
+
+    def _own_size(self) -> tuple[int, int]:
+        if self.mask_latents is None:
+            return super()._own_size()
+        height, width = self.mask_latents.shape[2:]
+        return 8 * height, 8 * width
+
+    def _appended(self, batch: int, height: int, width: int) -> Sequence[Tensor]:
         if self.mask_latents is None or self.target_image_latents is None:
             raise AssertionError("call set_inpainting_conditions before the first step")
-        (batch, _, height, width), (count, _, *size) = latents.shape, self.mask_latents.shape
+        count, _, *size = self.mask_latents.shape
         if size != [height, width] or count not in (1, batch):
             raise ValueError(
                 f"the conditions are for {size[0] * 8}x{size[1] * 8} pixels and {count} images,"
                 f" x for {height * 8}x{width * 8} and {batch}"
             )
-        conditions = (self.mask_latents, self.target_image_latents)
-        return torch.cat((latents, *(item.expand(batch, -1, -1, -1) for item in conditions)), dim=1)
+        return self.mask_latents, self.target_image_latents

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, device as Device, dtype as DType
 
 from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
+from refiners.foundationals.latent_diffusion.checks import check_tensor
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 from refiners.foundationals.latent_diffusion.noise import Generators
-from refiners.foundationals.latent_diffusion.prompts import pair_prompts
+from refiners.foundationals.latent_diffusion.prompts import encode_prompts
 from refiners.foundationals.latent_diffusion.reuse import Reused
 from refiners.foundationals.latent_diffusion.solvers import DDIM, Solver
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.autoencoder import SDXLAutoencoder
@@ -127,8 +128,13 @@ class StableDiffusion_XL(LatentDiffusionModel):
 
         Raises:
             AssertionError: If there are several negative texts, but not as many as prompts.
+            TypeError: If an argument is neither a text nor a list of them.
+            ValueError: If there is no prompt.
+
+        Warns:
+            UserWarning: If a text is too long, with what of it was cut off.
         """
-        return self.clip_text_encoder(pair_prompts(text, negative_text, self.classifier_free_guidance))
+        return encode_prompts(self.clip_text_encoder, text, negative_text, self.classifier_free_guidance)
 
     @property
     def default_time_ids(self) -> Int[Tensor, "conditions 6"]:
@@ -176,9 +182,20 @@ class StableDiffusion_XL(LatentDiffusionModel):
         time_ids: Tensor,
         **_: Tensor,
     ) -> None:
-        """Give the U-Net the timestep, the encoded prompts, and the sizes."""
-        rows, conditions = time_ids.shape[0], clip_text_embedding.shape[0]
-        if rows != conditions and rows == 1 + self.classifier_free_guidance:
+        """Give the U-Net the timestep, the encoded prompts, and the sizes.
+
+        Raises:
+            TypeError: If `pooled_text_embedding` is of another dtype than the U-Net.
+            ValueError: If a tensor has a wrong shape, or is on another device than the U-Net.
+        """
+        conditions, weight = clip_text_embedding.shape[0], next(self.unet.parameters())
+        dim = self.unet.pooled_text_embedding_dim
+        check_tensor("pooled_text_embedding", pooled_text_embedding, (conditions, dim), weight)
+        check_tensor("time_ids", time_ids, ("rows", 6), weight, any_dtype=True)
+        rows, rows_of_one = time_ids.shape[0], 1 + self.classifier_free_guidance
+        if rows not in (conditions, rows_of_one):
+            raise ValueError(f"time_ids must have {conditions} rows, or {rows_of_one} for all images alike, got {rows}")
+        if rows != conditions:
             count = conditions // rows
             repeated = self._repeated.setdefault(count, Reused())  # the same tensor at each step
             time_ids = repeated(partial(torch.repeat_interleave, repeats=count, dim=0), (time_ids,), ())
