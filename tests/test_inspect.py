@@ -51,7 +51,7 @@ def test_a_lora_of_another_size(file: Path, unet: Path, capsys: pytest.CaptureFi
 
 def test_other_files(unet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(unet)]) == 0
-    assert "unet_sd1: refiners" in capsys.readouterr().out
+    assert "unet_sd1: names of refiners" in capsys.readouterr().out
     assert main([str(unet), "--json"]) == 0
     (component,) = json.loads(capsys.readouterr().out)["components"]
     assert component["component"] == "unet_sd1" and component["dtype"] == "float32" and component["missing"] == []

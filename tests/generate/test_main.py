@@ -134,7 +134,7 @@ def test_only_an_option_downloads(folder_of: FolderOf, tmp_path: Path, monkeypat
     assert not asked
     assert run(Path("owner/name@v1"), tmp_path / "out.png", "--download", "--seed", "1") == 0
     assert asked[0][:2] == ("owner/name", "v1") and all("bin" not in pattern for pattern in asked[0][2])
-    assert json.loads(Image.open(tmp_path / "out.png").text["refiners"])["checkpoint"] == "name@v1"
+    assert json.loads(Image.open(tmp_path / "out.png").text["refiners"])["checkpoint"] == "owner/name@v1"
     capsys.readouterr()
     assert run(Path("name"), tmp_path / "other.png", "--download") == 2
     assert "repository must be owner/name or owner/name@revision, got 'name'" in capsys.readouterr().err
@@ -157,7 +157,7 @@ def test_what_cannot_be_written_leaves_what_was_there(
     monkeypatch.setattr(Image.Image, "save", fill_the_disk)
     assert run(folder_of("SD15"), out, "--seed", "1", "--preview", "1") == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "refiners generate: argument --out: [Errno 28] No space left on device"
+    assert last == "python -m refiners generate: error: argument --out: [Errno 28] No space left on device"
     assert (tmp_path / name).read_bytes() == b"before"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -186,7 +186,8 @@ def test_a_lack_of_memory_is_one_line(folder_of: FolderOf, tmp_path: Path, capsy
     ]
     assert main(argv) == 2
     expected = (
-        "refiners generate: there is not enough memory for 1 of 8000000x8000000 pixels: see --size, --count, --dtype"
+        "python -m refiners generate: error: there is not enough memory for 1 of 8000000x8000000 pixels: see --size,"
+        " --tiled, --count, --dtype"
     )
     assert capsys.readouterr().err.splitlines()[-1] == expected
     assert not out.exists()
@@ -205,14 +206,14 @@ def test_other_errors_are_not_taken_for_it(
 
 def test_a_device_that_computes_nothing_is_refused(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
     assert run(folder_of("SD15"), tmp_path / "image.png", "--device", "meta") == 2
-    assert capsys.readouterr().err == "refiners generate: argument --device: 'meta' computes nothing\n"
+    assert capsys.readouterr().err == "python -m refiners generate: error: argument --device: 'meta' computes nothing\n"
 
 
 def test_a_checkpoint_is_no_lora(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
     path = folder_of("SD15") / "unet" / "diffusion_pytorch_model.safetensors"
     assert run(folder_of("SD15"), tmp_path / "image.png", "--lora", str(path)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("refiners generate: argument --lora:") and str(path) in error
+    assert error.startswith("python -m refiners generate: error: argument --lora:") and str(path) in error
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -229,7 +230,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["--strength", "0.5", "--init", __file__, "--mask", __file__],
         "argument --strength: needs --init, and no --mask",
     ),
-    "scale of a lora": (["--lora", f"{__file__}:abc"], "argument --lora: expected a number from -10000 to 10000"),
+    "scale of a lora": (
+        ["--lora", f"{__file__}:abc"],
+        f"argument --lora: '{__file__}:abc' is no FILE:SCALE: expected a number from -10000 to 10000, got 'abc'",
+    ),
     "mask": (["--mask", __file__], "argument --mask: needs --init, the image to paint into"),
     "lora": (["--lora", "nowhere:0.5"], "argument --lora: there is no file 'nowhere'"),
     "no picture": (["--out", "image.jpg"], "argument --out: expected a name that ends in .png, got 'image.jpg'"),
@@ -275,12 +279,21 @@ def test_what_does_not_fit_is_one_line(folder_of: FolderOf, tmp_path: Path, caps
         (folder_of("SD15_INPAINTING"), [], "paints into a mask: give --init and --mask"),
         (folder_of("SD15") / "unet", [], "has a U-Net, but lacks what a StableDiffusion_1 needs besides: lda"),
         (folder_of("SD15") / "scheduler", [], "scheduler"),
-        (folder_of("SD15"), ["--init", __file__], "cannot identify image file"),
+        (
+            folder_of("SD15"),
+            ["--init", __file__],
+            f"argument --init: cannot read '{__file__}' as a picture: its format is not known",
+        ),
         (folder_of("SD15"), ["--init", str(damaged)], "truncated"),
-        (folder_of("SD15"), ["--solver", "lcm", "--steps", "60"], "num_orig_steps"),
+        (
+            folder_of("SD15"),
+            ["--solver", "lcm", "--steps", "60"],
+            "argument --steps: the solver lcm takes at most 50 steps, got 60",
+        ),
     ]
     for folder, argv, message in cases:
         assert run(folder, tmp_path / "out.png", *argv) == 2
         captured = capsys.readouterr()
-        assert message in captured.err and captured.err.startswith("refiners generate: ")
+        assert message in captured.err and captured.err.startswith("python -m refiners generate: error: argument ")
+        assert captured.err.count("\n") == 1
         assert captured.out == "" and not (tmp_path / "out.png").exists()
