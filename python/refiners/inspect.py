@@ -52,7 +52,9 @@ def _inspect(file: Path, checkpoint: Path | None, variant: str | None) -> tuple[
         report = inspect_lora(file, checkpoint=checkpoint)
         return report.to_json(), str(report)
     if checkpoint is not None:
-        raise ValueError(f"argument --checkpoint: {file.name} is no LoRA, and only a LoRA is compared with a checkpoint")
+        raise ValueError(
+            f"argument --checkpoint: {file.name} is no LoRA, and only a LoRA is compared with a checkpoint"
+        )
     description = describe(file, variant)
     return description.to_json(), str(description)
 

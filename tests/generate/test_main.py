@@ -1,4 +1,4 @@
-"""The command that makes images: the picture that the models make, what it says of itself, and one-line errors."""
+"""The command that makes images: the picture that the models make, and one-line errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ import torch
 from PIL import Image
 
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_1_Inpainting, StableDiffusion_XL
-from refiners.foundationals.latent_diffusion.solvers import Euler
 from refiners.generate import main
-from refiners.generate.options import SOLVERS, parse_options
-from refiners.generate.solvers import SOLVERS as MADE, make_solver
 
 FolderOf = Callable[[str], Path]
 SMALL = ["--size", "72x64", "--steps", "3"]
@@ -46,18 +43,6 @@ def test_several_pictures_of_consecutive_seeds(folder_of: FolderOf, tmp_path: Pa
         assert run(folder_of("SD15"), alone, "--seed", str(seed)) == 0
         one, other = (torch.tensor(list(Image.open(each).tobytes())) for each in (path, alone))
         assert (one - other).abs().max() <= 1
-
-
-def test_the_picture_says_how_it_was_made(folder_of: FolderOf, tmp_path: Path) -> None:
-    out = tmp_path / "image.png"
-    run(folder_of("SD15"), out, "--seed", "5", "--negative", "böse", "--scale", "4.5", "--solver", "euler")
-    texts = Image.open(out).text
-    assert texts["parameters"] == (
-        "a cat\nNegative prompt: böse\nSteps: 3, Sampler: euler, Seed: 5, Size: 72x64, Model: SD15, CFG scale: 4.5"
-    )
-    exact = json.loads(texts["refiners"])
-    assert exact["prompt"] == "a cat" and exact["seed"] == 5 and exact["size"] == [64, 72]
-    assert exact["solver"] == "euler" and exact["num_steps"] == 3 and exact["condition_scale"] == 4.5
 
 
 def test_a_seed_is_chosen_and_told(folder_of: FolderOf, tmp_path: Path, capsys) -> None:
@@ -107,16 +92,6 @@ def test_into_a_mask(folder_of: FolderOf, tmp_path: Path) -> None:
         model.set_inpainting_conditions(image, mask)
     expected = model.generate("a cat", size=(64, 72), num_steps=3, seed=2)[0]
     assert Image.open(tmp_path / "out.png").tobytes() == expected.tobytes()
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_solvers_are_told_what_the_model_predicts(name: str) -> None:
-    known = Euler(
-        4, params=Euler.default_params.__class__(**{**vars(Euler.default_params), "num_train_timesteps": 500})
-    )
-    solver = make_solver(name, known)
-    assert solver.params.num_train_timesteps == 500
-    assert list(MADE) == list(SOLVERS)
 
 
 def test_only_an_option_downloads(folder_of: FolderOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -214,53 +189,6 @@ def test_a_checkpoint_is_no_lora(folder_of: FolderOf, tmp_path: Path, capsys) ->
     assert run(folder_of("SD15"), tmp_path / "image.png", "--lora", str(path)) == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m refiners generate: error: argument --lora:") and str(path) in error
-
-
-MISTAKES: dict[str, tuple[list[str], str]] = {
-    "no file": (["--checkpoint", "nowhere"], "argument --checkpoint: there is no file or folder 'nowhere'"),
-    "size": (
-        ["--size", "60x64"],
-        "argument --size: expected WIDTHxHEIGHT in multiples of 8, such as 512x768, got '60x64'",
-    ),
-    "steps": (["--steps", "0"], "argument --steps: expected a whole number of at least 1, got '0'"),
-    "scale": (["--scale", "nan"], "argument --scale: expected a number of at least 0, got 'nan'"),
-    "strength": (["--strength", "2"], "argument --strength: expected a number from 0 to 1, got '2'"),
-    "strength alone": (["--strength", "0.5"], "argument --strength: needs --init, and no --mask"),
-    "strength and mask": (
-        ["--strength", "0.5", "--init", __file__, "--mask", __file__],
-        "argument --strength: needs --init, and no --mask",
-    ),
-    "scale of a lora": (
-        ["--lora", f"{__file__}:abc"],
-        f"argument --lora: '{__file__}:abc' is no FILE:SCALE: expected a number from -10000 to 10000, got 'abc'",
-    ),
-    "mask": (["--mask", __file__], "argument --mask: needs --init, the image to paint into"),
-    "lora": (["--lora", "nowhere:0.5"], "argument --lora: there is no file 'nowhere'"),
-    "no picture": (["--out", "image.jpg"], "argument --out: expected a name that ends in .png, got 'image.jpg'"),
-    "last seed": (
-        ["--seed", str(2**64 - 1), "--count", "2"],
-        "argument --seed: with --count 2, the last seed is more",
-    ),
-    "hub": (["--checkpoint", "owner/name"], "there is no file or folder 'owner/name'; --download takes it from the"),
-    "unknown": (["--hopp"], "unrecognized arguments: --hopp"),
-}
-
-
-@pytest.mark.parametrize("argv, message", MISTAKES.values(), ids=list(MISTAKES))
-def test_a_mistake_is_one_line(argv: list[str], message: str, tmp_path: Path, capsys) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        parse_options(["--checkpoint", str(tmp_path), "--prompt", "a", *argv])
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-
-
-def test_a_lora_may_have_a_scale_and_a_colon_in_its_name(tmp_path: Path) -> None:
-    plain, colon = tmp_path / "a.safetensors", tmp_path / "b:2"
-    plain.touch()
-    colon.touch()
-    argv = ["--checkpoint", str(tmp_path), "--prompt", "a"]
-    options = parse_options([*argv, "--lora", str(plain), "--lora", f"{plain}:-0.5", "--lora", str(colon)])
-    assert [(lora.path, lora.scale) for lora in options.lora] == [(plain, 1.0), (plain, -0.5), (colon, 1.0)]
 
 
 def test_what_does_not_fit_is_one_line(folder_of: FolderOf, tmp_path: Path, capsys) -> None:

@@ -77,7 +77,8 @@ class SafetensorsFile:
         length = int.from_bytes(begin[:8], "little")
         if not 2 <= length <= _LONGEST_HEADER or length + 8 > self.path.stat().st_size:
             if begin and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in begin):
-                raise ValueError(f"{self.path} is a text, not a safetensors file: it begins with {begin.decode()!r}")
+                text = begin.decode()
+                raise ValueError(f"{self.path} is not a safetensors file: it is a text that begins with {text!r}")
             raise ValueError(f"{self.path} is not a safetensors file: its header cannot be {length} bytes long")
         self._file.seek(8)
         try:

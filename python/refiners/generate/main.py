@@ -55,9 +55,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         height, width = setup.size
         pictures = f"{options.count} of {width}x{height} pixels"
-        return complain(
-            "generate", f"there is not enough memory for {pictures}: see --size, --tiled, --count, --dtype"
-        )
+        return complain("generate", f"there is not enough memory for {pictures}: see --size, --tiled, --count, --dtype")
     for path in paths:
         print(path)
     return 0

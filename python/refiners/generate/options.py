@@ -77,7 +77,11 @@ def parse_options(argv: Sequence[str]) -> Options:
     add("--count", type=natural(1), default=1, help="images, of consecutive seeds, in one batch (default: 1)")
     add("--solver", choices=SOLVERS, help="the solver (default: that of the model)")
     add("--trailing", action="store_true", help="begin at the last timestep, for single files of Turbo and Lightning")
-    add("--prediction", choices=PREDICTIONS, help="what the U-Net predicts (default: what the checkpoint says, or noise)")
+    add(
+        "--prediction",
+        choices=PREDICTIONS,
+        help="what the U-Net predicts (default: what the checkpoint says, or noise)",
+    )
     add("--lora", type=_lora, action="append", default=[], metavar="FILE[:SCALE]", help="may be given several times")
     add("--init", type=existing_file, metavar="IMAGE", help="an image to start from, or to paint into with --mask")
     add("--mask", type=existing_file, metavar="IMAGE", help="white where to paint, for a checkpoint that paints into")

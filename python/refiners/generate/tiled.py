@@ -37,14 +37,12 @@ def use_tiles(lda: LatentDiffusionAutoencoder) -> None:
     def decode(x: Float[Tensor, "batch latent_dim height width"]) -> list[Image.Image]:
         if max(x.shape[2:]) * lda.downscale_factor <= TILE:
             return decode_whole(x)
-        return [decode_tiles(lda, one) for one in x.split(1)]
+        return [decode_tiles(lda, x[i : i + 1]) for i in range(x.shape[0])]
 
     lda.images_to_latents, lda.latents_to_images = encode, decode
 
 
-def encode_tiles(
-    lda: LatentDiffusionAutoencoder, image: Image.Image
-) -> Float[Tensor, "1 latent_dim height/8 width/8"]:
+def encode_tiles(lda: LatentDiffusionAutoencoder, image: Image.Image) -> Float[Tensor, "1 latent_dim height/8 width/8"]:
     """Encode an image of mode RGB in tiles, normalized by the statistics of the whole in the size of one."""
     with lda.tiled_inference(image, (TILE, TILE), BLENDING):
         return lda.tiled_image_to_latents(image)
