@@ -199,7 +199,7 @@ MISTAKES = {
 def test_a_bad_option_is_one_line_that_lists_what_is_valid(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([option]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"python -m refiners bench: {MISTAKES[option]}")
+    assert error.startswith(f"python -m refiners bench: error: {MISTAKES[option]}")
     assert error.count("\n") == 1
 
 

@@ -29,7 +29,7 @@ def test_a_mistake_is_one_line_and_code_2(argv: list[str], expected: str, capsys
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == 1 and expected in captured.err
+    assert captured.err.count("\n") == 1 and captured.err.startswith(f"python -m refiners: error: {expected}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,4 +80,4 @@ def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     module.main = interrupt  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "refiners.demo", module)
     assert main(["demo"]) == 130
-    assert capsys.readouterr().err == "refiners demo: interrupted\n"
+    assert capsys.readouterr().err == "python -m refiners demo: interrupted\n"

@@ -51,21 +51,48 @@ def test_a_lora_of_another_size(file: Path, unet: Path, capsys: pytest.CaptureFi
 
 def test_other_files(unet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(unet)]) == 0
-    assert "unet_sd1: refiners" in capsys.readouterr().out
+    assert "unet_sd1: names of refiners" in capsys.readouterr().out
     assert main([str(unet), "--json"]) == 0
     (component,) = json.loads(capsys.readouterr().out)["components"]
     assert component["component"] == "unet_sd1" and component["dtype"] == "float32" and component["missing"] == []
 
 
+def test_a_variant(unet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model" / "unet"
+    folder.mkdir(parents=True)
+    unet.rename(folder / "model.half.safetensors")
+    model = SD1UNet(9, channels=(32, 64, 64, 64), text_embedding_dim=32)
+    save_to_safetensors(folder / "model.safetensors", model.state_dict())
+    for path in (folder, folder.parent):
+        assert main([str(path)]) == main([str(path), "--variant", "half"]) == 0
+        plain, half = (line for line in capsys.readouterr().out.splitlines() if line.startswith(str(path)))
+        assert "inpainting" in plain and "inpainting" not in half
+    assert main([str(folder), "--variant", "other"]) == 2
+    assert "has no variant 'other'" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_model(unet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = SD1UNet(4, channels=(32, 64, 64, 64), text_embedding_dim=32)
+    key = "DownBlocks.Chain_1.Conv2d.bias"
+    state = {**model.state_dict(), key: torch.zeros(32, dtype=torch.int64)}
+    save_to_safetensors(unet, state)
+    assert main([str(unet)]) == 0
+    assert f"    1 unfit: {key}: got (32,) in torch.int64\n" in capsys.readouterr().out
+    assert main([str(unet), "--json"]) == 0
+    assert key in json.loads(capsys.readouterr().out)["components"][0]["unfit"][0]
+
+
 def test_mistakes_are_one_line(file: Path, unet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argv, message in (
         ([str(tmp_path / "none.safetensors")], "there is no file or folder"),
+        ([str(unet), "--variant", "fp16"], f"argument --variant: {unet} is one file; folders have variants"),
         ([str(unet), "--checkpoint", str(unet)], "argument --checkpoint: unet.safetensors is no LoRA"),
         ([str(file), "--checkpoint", str(file)], "holds neither a U-Net nor a text encoder"),
     ):
         assert main(argv) == 2
         captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert captured.err.startswith("python -m refiners inspect: error: ") and message in captured.err
 
 
 def test_other_names_of_the_package_are_unknown() -> None:

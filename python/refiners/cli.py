@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"refiners {__version__}")
         return 0
     kind = "option" if command.startswith("-") else "command"
-    print(f"refiners: unknown {kind} {command!r}; {_USAGE}", file=sys.stderr)
+    print(f"python -m refiners: error: unknown {kind} {command!r}; {_USAGE}", file=sys.stderr)
     return 2
 
 
@@ -50,7 +50,7 @@ def _run(command: str, options: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
         return 1
     except KeyboardInterrupt:
-        print(f"refiners {command}: interrupted", file=sys.stderr)
+        print(f"python -m refiners {command}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -22,13 +21,14 @@ from refiners.ops.attention_choice import choose_attention
 from refiners.ops.library import DTYPES, PACKAGE, WITH_ONE_KERNEL, NativeLibrary, native
 from refiners.ops.lora_block import limit_of, lora_block_cache
 from refiners.ops.settings import unknown_variables
+from refiners.options import OneLineParser
 
 _PACKAGES = ("safetensors", "numpy", "pillow", "jaxtyping")
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; the exit status is 0 whatever it says."""
-    parser = argparse.ArgumentParser(prog="python -m refiners doctor", description=__doc__)
+    parser = OneLineParser(prog="python -m refiners doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args(argv)
     found = report()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refiners.options import OneLineParser
+from refiners.options import OneLineParser, complain, fold
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,35 +31,39 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="PATH", help="the model that a LoRA is for, to compare sizes"
     )
+    parser.add_argument("--variant", metavar="NAME", help="the files of that variant in the folder, such as fp16")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options = parser.parse_args(argv)
     try:
-        found, text = _inspect(options.file, options.checkpoint)
+        found, text = _inspect(options.file, options.checkpoint, options.variant)
     except (ValueError, OSError) as error:
-        print(f"refiners inspect: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        return complain("inspect", fold(str(error)))
     print(json.dumps(found, indent=2) if options.json else text)
     return 0
 
 
-def _inspect(file: Path, checkpoint: Path | None) -> tuple[dict[str, Any], str]:
+def _inspect(file: Path, checkpoint: Path | None, variant: str | None) -> tuple[dict[str, Any], str]:
     from refiners.conversion.description import describe
     from refiners.conversion.lora import inspect_lora
 
-    if _has_updates(file):
+    if variant is not None and file.is_file():
+        raise ValueError(f"argument --variant: {file} is one file; folders have variants")
+    if _has_updates(file, variant):
         report = inspect_lora(file, checkpoint=checkpoint)
         return report.to_json(), str(report)
     if checkpoint is not None:
-        raise ValueError(f"argument --checkpoint: {file.name} is no LoRA, which could be for it")
-    description = describe(file)
+        raise ValueError(
+            f"argument --checkpoint: {file.name} is no LoRA, and only a LoRA is compared with a checkpoint"
+        )
+    description = describe(file, variant)
     return description.to_json(), str(description)
 
 
-def _has_updates(file: Path) -> bool:
+def _has_updates(file: Path, variant: str | None) -> bool:
     from refiners.conversion.checkpoint import Checkpoint
     from refiners.conversion.lora.keys import split_keys
 
-    if (file / "model_index.json").is_file():  # a pipeline
+    if (file / "model_index.json").is_file() or (file / "unet").is_dir():  # a pipeline
         return False
-    with Checkpoint(file) as opened:
+    with Checkpoint(file, variant) as opened:
         return bool(split_keys(opened.infos)[0])

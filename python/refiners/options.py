@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+
+def complain(command: str, message: str) -> int:
+    """Print in one line why a command stops, and give its exit code."""
+    print(f"python -m refiners {command}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def fold(message: str, hint: str = "") -> str:
+    """Fold a message of several lines: the first one, the titles of the lists that follow, and a hint to the rest."""
+    first, *rest = message.splitlines() or [""]
+    if not rest:
+        return first
+    titles = ", ".join(line.removesuffix(":") for line in rest if re.match(r"\S.*:$", line))
+    first = f"{first} {titles}" if titles else first.removesuffix(":")
+    return f"{first}; {hint}" if hint else first
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -15,7 +33,7 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
             message += "; the options are " + ", ".join(name for name in self._option_string_actions if name[1] == "-")
-        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
 MOST = 2**63 - 1  # what torch takes for a size

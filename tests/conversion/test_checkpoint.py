@@ -238,6 +238,11 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     [
         (b"", "its header cannot be 0 bytes long"),
         (b"\xff" * 20, "its header cannot be"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a Git LFS pointer, not the file itself: run",
+        ),
+        (b"<!DOCTYPE html>\n", r"is not a safetensors file: it is a text that begins with '<!DOCTYPE html>\\n'"),
         ((100).to_bytes(8, "little") + b"{}", "its header cannot be 100 bytes long"),
         ((2).to_bytes(8, "little") + b"{]", "its header is no JSON"),
         ((2).to_bytes(8, "little") + b"[]", "its header is no object"),

@@ -10,7 +10,14 @@ from typing import Any, Literal
 from torch import dtype as DType
 
 from refiners.conversion.detection import Found
-from refiners.conversion.diffusion import Family, InferenceConfig, OpenedSources, family_of, inference_config
+from refiners.conversion.diffusion import (
+    FAMILY_TITLES,
+    Family,
+    InferenceConfig,
+    OpenedSources,
+    family_of,
+    inference_config,
+)
 from refiners.conversion.formats import Component
 
 # What files of a whole pipeline hold besides its models: averages of training, tables of the noise schedule, counters.
@@ -19,6 +26,8 @@ _KNOWN_EXTRAS = re.compile(
     r"|^(betas|logvar|alphas_cumprod\w*|sqrt_\w*alphas_cumprod\w*|log_one_minus_alphas_cumprod|posterior_\w+)$"
     r"|^(lvlb_weights|scale_factor|ddim_\w+|global_step|v_pred|ztsnr|edm_\w+(\.sigma_(max|min))?)$"
 )
+_KINDS = {"file": "file", "folder": "folder of a model", "pipeline": "folder of a pipeline"}
+_PREDICTIONS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "the sample", "edm": "what EDM does"}
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,11 @@ class ComponentDescription:
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        line = f"{self.component}: {self.format}, {self.parameters / 1e6:.1f} M parameters in {dtype}"
-        if not self.is_whole:
-            line += f", {len(self.missing)} tensors missing, {len(self.unknown)} unknown, {len(self.unfit)} unfit"
-        return line
+        lines = [f"{self.component}: names of {self.format}, {self.parameters / 1e6:.1f} M parameters in {dtype}"]
+        for title, keys in (("missing", self.missing), ("unknown", self.unknown), ("unfit", self.unfit)):
+            if keys:
+                lines.append(f"    {len(keys)} {title}: {_first(keys)}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,7 @@ class Description:
                 "parameters": each.parameters,
                 "missing": list(each.missing),
                 "unknown": list(each.unknown),
+                "unfit": list(each.unfit),
             }
             for each in self.components
         ]
@@ -107,15 +118,21 @@ class Description:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.path.name}: {self.kind}, {self.family or 'no Stable Diffusion'}"]
+        family = f"{FAMILY_TITLES[self.family]} ({self.family})" if self.family else "no Stable Diffusion"
+        lines = [f"{self.path}: {_KINDS[self.kind]}, {family}"]
         if self.config is not None:
+            prediction = self.config.prediction_type
+            known = None if prediction is None else f"{_PREDICTIONS.get(prediction, 'something else')} ({prediction})"
             inpainting = ", inpainting" if self.config.is_inpainting else ""
-            lines[0] += f"{inpainting}, predicts {self.config.prediction_type or 'what is not said'}"
+            lines[0] += f"{inpainting}, predicts {known or 'what is not said'}"
         lines += [f"  {component}" for component in self.components]
         if self.unknown:
-            rest = ["..."] if len(self.unknown) > 3 else []
-            lines.append(f"  {len(self.unknown)} unknown keys: {', '.join([*self.unknown[:3], *rest])}")
+            lines.append(f"  {len(self.unknown)} keys of no model that is known: {_first(self.unknown)}")
         return "\n".join(lines)
+
+
+def _first(keys: tuple[str, ...]) -> str:
+    return ", ".join([*keys[:3], *(["..."] if len(keys) > 3 else [])])
 
 
 def describe(path: Path | str, variant: str | None = None) -> Description:

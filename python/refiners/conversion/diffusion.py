@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 Family: TypeAlias = Literal["sd1", "sd2", "sdxl", "sdxl_refiner"]
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "sample", "edm"]
 
+# What people call them.
+FAMILY_TITLES: Mapping[Family, str] = {
+    "sd1": "Stable Diffusion 1",
+    "sd2": "Stable Diffusion 2",
+    "sdxl": "Stable Diffusion XL",
+    "sdxl_refiner": "the refiner of Stable Diffusion XL",
+}
+
 _FOLDERS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
 _LATENT_SCALES: dict[Family, float] = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025, "sdxl_refiner": 0.13025}
 # Empty tensors, or constants, with which fine-tuned models say in one file what their U-Net predicts.

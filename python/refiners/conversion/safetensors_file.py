@@ -71,9 +71,16 @@ class SafetensorsFile:
         self._buffer: Tensor | None = None  # one for all casts: many would leave holes between the tensors
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
-        length = int.from_bytes(self._file.read(8), "little")
+        begin = self._file.read(48)
+        if begin.startswith(b"version https://git-lfs."):
+            raise ValueError(f"{self.path} is a Git LFS pointer, not the file itself: run git lfs pull")
+        length = int.from_bytes(begin[:8], "little")
         if not 2 <= length <= _LONGEST_HEADER or length + 8 > self.path.stat().st_size:
+            if begin and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in begin):
+                text = begin.decode()
+                raise ValueError(f"{self.path} is not a safetensors file: it is a text that begins with {text!r}")
             raise ValueError(f"{self.path} is not a safetensors file: its header cannot be {length} bytes long")
+        self._file.seek(8)
         try:
             header: Any = json.loads(self._file.read(length))
         except (ValueError, RecursionError) as error:

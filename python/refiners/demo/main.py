@@ -1,12 +1,12 @@
 """The command `python -m refiners demo`."""
 
 import os
-import sys
 from collections.abc import Sequence
 from time import perf_counter
 
 from refiners.demo.errors import DemoError
 from refiners.demo.options import parse_options
+from refiners.options import complain
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,10 +33,8 @@ def main(argv: Sequence[str]) -> int:
         story = Story(options)
         path = story.tell()
     except DemoError as error:
-        print(f"refiners demo: {error}", file=sys.stderr)
-        return 2
+        return complain("demo", str(error))
     except OSError as error:
-        print(f"refiners demo: cannot write to {options.out}: {error.strerror}", file=sys.stderr)
-        return 2
+        return complain("demo", f"argument --out: cannot write to {options.out}: {error.strerror}")
     print(f"\nDone in {perf_counter() - start:.0f} s. Everything is in {options.out}; begin with {path}")
     return 0 if all(story.checks) else 1

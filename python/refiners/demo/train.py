@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
             if len(losses) % 500 == 0:
                 print(f"step {len(losses)}: mean loss {sum(losses[-500:]) / 500:.4f}", flush=True)
     except DemoError as error:
-        print(f"refiners.demo.train: {error}", file=sys.stderr)
+        print(f"python -m refiners.demo.train: error: {error}", file=sys.stderr)
         return 2
     save()
     print(f"saved {path}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refiners.generate.options import Options, parse_options
+from refiners.options import complain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,24 +40,22 @@ def main(argv: Sequence[str]) -> int:
     try:
         setup = set_up(options)
     except SetupError as error:
-        print(f"refiners generate: {error}", file=sys.stderr)
-        return 2
+        return complain("generate", str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        return complain("generate", "there is not enough memory for the model: see --dtype, --device")
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     try:
         paths = save(generate(setup, options, seed), setup.model, options, seed)
     except OSError as error:
-        print(f"refiners generate: argument --out: {error}", file=sys.stderr)
-        return 2
+        return complain("generate", f"argument --out: {error}")
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
             raise
         height, width = setup.size
-        print(
-            f"refiners generate: there is not enough memory for {options.count} of {width}x{height} pixels: see --size,"
-            " --count, --dtype",
-            file=sys.stderr,
-        )
-        return 2
+        pictures = f"{options.count} of {width}x{height} pixels"
+        return complain("generate", f"there is not enough memory for {pictures}: see --size, --tiled, --count, --dtype")
     for path in paths:
         print(path)
     return 0
@@ -108,14 +107,12 @@ def generate(setup: Setup, options: Options, seed: int) -> list[Image]:
 
 def save(images: list[Image], model: LatentDiffusionModel, options: Options, seed: int) -> list[Path]:
     """Write the images, the second and following ones with a number after the name."""
-    from refiners.generate.metadata import default_scale, describe
+    from refiners.generate.metadata import describe
 
     paths: list[Path] = []
     for i, image in enumerate(images):
         path = options.out if i == 0 else options.out.with_stem(f"{options.out.stem}-{i + 1}")
-        scale = options.scale if options.scale is not None else default_scale(model)
-        info = describe(options, seed + i, (image.height, image.width), type(model.solver).__name__, scale)
-        write_png(image, path, info)
+        write_png(image, path, describe(options, model, seed + i, (image.height, image.width)))
         paths.append(path)
     return paths
 

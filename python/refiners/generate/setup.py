@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import PIL.Image
 import torch
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 from torch import device as Device
 
 from refiners.conversion.pretrained import load_pretrained
@@ -16,9 +18,12 @@ from refiners.fluxion.utils import str_to_dtype
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 from refiners.foundationals.latent_diffusion.requests import size_of_image
+from refiners.foundationals.latent_diffusion.solvers import LCMSolver
 from refiners.foundationals.latent_diffusion.stable_diffusion_1 import StableDiffusion_1_Inpainting
 from refiners.generate.options import Options
-from refiners.generate.solvers import make_solver
+from refiners.generate.solvers import make_solver, name_of
+from refiners.generate.tiled import use_tiles
+from refiners.options import fold
 
 
 class SetupError(Exception):
@@ -44,20 +49,29 @@ def set_up(options: Options) -> Setup:
     """
     device = find_device(options.device)
     dtype = str_to_dtype(options.dtype or ("float32" if device.type == "cpu" else "float16"))
-    try:
-        image, mask = (None if path is None else read_picture(path) for path in (options.init, options.mask))
-        checkpoint = download_snapshot(str(options.checkpoint)) if options.download else options.checkpoint
-        model: LatentDiffusionModel = load_pretrained(LatentDiffusionModel, checkpoint, device=device, dtype=dtype)
-        if options.solver is not None:
-            model.solver = make_solver(options.solver, model.solver).to(device=device, dtype=dtype)
+    image, mask = read_picture("--init", options.init), read_picture("--mask", options.mask)
+    with explained("--checkpoint"):
+        checkpoint = download_snapshot(str(options.checkpoint)) if options.download else Path(options.checkpoint)
+    variant = "" if options.variant is None else f" --variant {options.variant}"
+    with explained("--checkpoint", hint=f"python -m refiners inspect {checkpoint}{variant} says more"):
+        model: LatentDiffusionModel = load_pretrained(
+            LatentDiffusionModel, checkpoint, device=device, dtype=dtype, variant=options.variant
+        )
+    with explained("--solver" if options.prediction is None else "--prediction"):
+        set_up_solver(model, options)
+    with explained("--steps"):
+        check_steps(model, options.steps)
         model.set_inference_steps(options.steps)
+    with explained("--lora"):
         add_loras(model, options)
-    except (ValueError, OSError, NotImplementedError, AssertionError, ImportError) as error:
-        raise SetupError(str(error)) from error
+    if options.scale == 1:
+        model.classifier_free_guidance = False  # the negative prompt would be computed for nothing
+    if options.tiled:
+        use_tiles(model.lda)
     size = options.size or (size_of_image(image) if image else (model.default_size, model.default_size))
     if isinstance(model, StableDiffusion_1_Inpainting):
         if image is None or mask is None:
-            raise SetupError(f"{options.checkpoint} paints into a mask: give --init and --mask")
+            raise SetupError(f"argument --checkpoint: {options.checkpoint} paints into a mask: give --init and --mask")
         width_and_height = size[1], size[0]
         model.set_inpainting_conditions(
             image.convert("RGB").resize(width_and_height), mask.convert("L").resize(width_and_height)
@@ -68,10 +82,45 @@ def set_up(options: Options) -> Setup:
     return Setup(model, size, None if image is None else image.convert("RGB"))
 
 
-def read_picture(path: Path) -> PIL.Image.Image:
-    """Read a picture as it is to be seen; cameras note how they were held."""
-    with path.open("rb") as file:
-        return ImageOps.exif_transpose(PIL.Image.open(file))  # a copy, read to its end
+@contextmanager
+def explained(option: str, hint: str = "") -> Generator[None, None, None]:
+    """Take errors for mistakes in what an option was given, and tell them in one line, with a hint to the rest."""
+    try:
+        yield
+    except (ValueError, OSError, NotImplementedError, AssertionError, ImportError) as error:
+        message = str(error).removesuffix(": give one")  # a solver, which only a program can give
+        raise SetupError(f"argument {option}: {fold(message, hint)}") from error
+
+
+def read_picture(option: str, path: Path | None) -> PIL.Image.Image | None:
+    """Read a picture as it is to be seen; cameras note how they were held.
+
+    Raises:
+        SetupError: If it is none, or is damaged.
+    """
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            return ImageOps.exif_transpose(PIL.Image.open(file))  # a copy, read to its end
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "its format is not known" if unknown else fold(str(error))
+        raise SetupError(f"argument {option}: cannot read {str(path)!r} as a picture: {reason}") from error
+
+
+def set_up_solver(model: LatentDiffusionModel, options: Options) -> None:
+    """Give a model the solver that was asked for, or its own one with what was asked for."""
+    if options.solver is not None or options.trailing or options.prediction is not None:
+        name = options.solver or name_of(model.solver)
+        solver = make_solver(name, model.solver, options.trailing, options.prediction)
+        model.solver = solver.to(device=model.device, dtype=model.dtype)
+
+
+def check_steps(model: LatentDiffusionModel, steps: int) -> None:
+    """Raise `ValueError` if the model was distilled from fewer steps."""
+    if isinstance(model.solver, LCMSolver) and steps > model.solver.num_orig_steps:
+        raise ValueError(f"the solver lcm takes at most {model.solver.num_orig_steps} steps, got {steps}")
 
 
 def find_device(name: str) -> Device:
@@ -103,10 +152,8 @@ def add_loras(model: LatentDiffusionModel, options: Options) -> None:
         try:
             manager.load(name, lora.path, lora.scale)
         except (ValueError, AssertionError) as error:
-            first, *rest = str(error).splitlines()
-            first = first if str(lora.path) in first else f"{lora.path}: {first}"
-            hint = (
-                f" python -m refiners inspect {lora.path} --checkpoint {options.checkpoint} lists them" if rest else ""
-            )
-            raise SetupError(f"argument --lora: {first}{hint}") from error
+            message = str(error) if str(lora.path) in str(error).splitlines()[0] else f"{lora.path}: {error}"
+            against = f"--checkpoint {options.checkpoint}"
+            hint = f"python -m refiners inspect {lora.path} {against} lists them"
+            raise SetupError(f"argument --lora: {fold(message, hint)}") from error
     model.requires_grad_(False)

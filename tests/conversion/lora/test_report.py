@@ -118,7 +118,7 @@ def test_the_report_is_a_table_and_json(layers_of: LayersOf, tmp_path: Path, mod
     save_to_safetensors(path, tensors, {"ss_base_model_version": "sdxl_base_v1-0", "ss_secret": "no"})
     report = inspect_lora(path)
     assert str(report).splitlines() == [
-        f"{path}: LoRA for sdxl, written by kohya with names of ldm",
+        f"{path}: LoRA for Stable Diffusion XL (sdxl), written by kohya with names of ldm",
         "  network       kind      rank   alpha  layers",
         "  unet          LoRA         2       1     700",
         "     280  unet, self-attention",

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from refiners.conversion.checkpoint import Checkpoint, StateDict, TensorSource
-from refiners.conversion.diffusion import Family
+from refiners.conversion.diffusion import FAMILY_TITLES, Family
 from refiners.conversion.lora.keys import split_keys
 from refiners.conversion.lora.names import LayerNames, Network
 from refiners.conversion.lora.plan import LoraPlan, Update, check_is_no_pipeline, plan_lora
@@ -81,9 +81,8 @@ class LoraReport:
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.label}: {self._kinds()} for {self.family or 'no model that is told'}, written by {self.format}"
-        ]
+        family = f"{FAMILY_TITLES[self.family]} ({self.family})" if self.family else "a model that is not known"
+        lines = [f"{self.label}: {self._kinds()} for {family}, written by {self.format}"]
         if rows := self.table():
             lines.append(f"  {'network':<14}{'kind':<8}{'rank':>6}{'alpha':>8}{'layers':>8}")
         for part, kind, rank, alpha, count in rows:
@@ -93,7 +92,7 @@ class LoraReport:
             lines.append(f"left out, {len(out)}: {out[0].reason or 'as its layer'}, such as {out[0].name}")
         if self.plan.is_whole:
             lines.append(
-                "everything fits" + ("" if self.is_checked else " by its name; shapes were compared with none")
+                "everything fits" + ("" if self.is_checked else " by its name; shapes were not compared with a model")
             )
         else:
             lines += ["cannot be attached:", self.plan.problems()]
