@@ -159,6 +159,7 @@ def test_one_graph_serves_several_shapes(needs_kernels, assert_one_graph):
     assert_one_graph(lambda x, z: weighted_sum([x, z], [0.3, 0.7]), inputs, "refiners.weighted_sum")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, of forward mode
 def test_transforms_see_through(isa):
     x, z = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
 
@@ -196,6 +197,6 @@ def test_wrong_arguments_are_named(tensors, factors, dtype, error, message):
 
 
 def test_the_operator_itself_keeps_memory_safe(needs_kernels):
-    for tensors, factors in (([X, X[:1]], [1.0, 1.0]), ([X, X], [1.0]), ([], [])):
-        with pytest.raises((RuntimeError, NotImplementedError), match="weighted_sum"):
+    for tensors, factors in (([X, X[:1]], [1.0, 1.0]), ([X, X], [1.0])):
+        with pytest.raises(RuntimeError, match="weighted_sum"):
             _OPERATOR(tensors, factors)

@@ -108,7 +108,6 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
     tensors, factors, *_ = inputs
     ctx.factors = list(factors)
     ctx.dtypes = [tensor.dtype for tensor in tensors]
-    ctx.arguments = len(inputs)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -116,7 +115,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         _OPERATOR([grad], [factor], dtype) if is_needed else None
         for factor, dtype, is_needed in zip(ctx.factors, ctx.dtypes, ctx.needs_input_grad[0], strict=True)
     ]
-    return (grads, None, None)[: ctx.arguments]
+    return (grads, None, None)[: len(ctx.needs_input_grad)]  # the dispatcher drops a `dtype` that is None
 
 
 torch.library.register_autograd("refiners::weighted_sum", _backward, setup_context=_save_for_backward, lib=LIBRARY)
