@@ -39,7 +39,9 @@ def assert_agrees(y: Tensor, tensors: Sequence[Tensor], factors: Sequence[float]
     assert (y.dtype, y.shape) == (dtype, tensors[0].shape)
     wide = F64 if F64 in {tensor.dtype for tensor in tensors} else F32
     terms = [factor * tensor.double() for tensor, factor in zip(tensors, factors, strict=True)]
-    sizes = torch.stack(terms).abs().sum(0)  # each sum is rounded in the dtype that is computed in, the last one once more
+    sizes = (
+        torch.stack(terms).abs().sum(0)
+    )  # each sum is rounded in the dtype that is computed in, the last one once more
     expected = reference(tensors, factors)
     tolerance = len(tensors) * torch.finfo(wide).eps * sizes + torch.finfo(dtype).eps / 2 * expected.abs()
     assert ((y.double() - expected).abs() <= tolerance.clamp_min(torch.finfo(dtype).smallest_normal * 2**-10)).all()
@@ -183,8 +185,20 @@ X = torch.zeros(2, 3)
 WRONG = [
     ([], [], None, ValueError, "tensors must not be empty"),
     ([X, X], [1.0], None, ValueError, "factors must be 2 numbers, one for each tensor, got 1"),
-    ([X, X[:1]], [1.0, 1.0], None, ValueError, r"tensors\[1\] must have the shape of the first, \(2, 3\), got \(1, 3\)"),
-    ([X, X.to("meta")], [1.0, 1.0], None, ValueError, r"tensors\[1\] must be on the device of the first, cpu, got meta"),
+    (
+        [X, X[:1]],
+        [1.0, 1.0],
+        None,
+        ValueError,
+        r"tensors\[1\] must have the shape of the first, \(2, 3\), got \(1, 3\)",
+    ),
+    (
+        [X, X.to("meta")],
+        [1.0, 1.0],
+        None,
+        ValueError,
+        r"tensors\[1\] must be on the device of the first, cpu, got meta",
+    ),
     ([X, X.long()], [1.0, 1.0], None, TypeError, r"tensors\[1\] must have a floating dtype, got torch.int64"),
     ([X], [1.0], torch.int32, TypeError, "dtype must be a floating one, got torch.int32"),
 ]

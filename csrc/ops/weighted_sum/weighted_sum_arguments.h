@@ -49,7 +49,7 @@ inline bool have_one_order(const Tensor& a, const Tensor& b) {
 
 struct WeightedSumArguments {
   Tensor y;                    // dense, in the order of the first tensor
-  std::vector<Tensor> copies;  // of tensors that lie otherwise in memory; they live as long as the kernel runs
+  std::vector<Tensor> copies;  // of tensors that lie otherwise in memory
   WeightedSumParams params;
 };
 

@@ -54,7 +54,9 @@ def _check(tensors: Sequence[Tensor], factors: Sequence[float], dtype: DType | N
     if not tensors:
         raise ValueError("weighted_sum: tensors must not be empty")
     if len(factors) != len(tensors):
-        raise ValueError(f"weighted_sum: factors must be {len(tensors)} numbers, one for each tensor, got {len(factors)}")
+        raise ValueError(
+            f"weighted_sum: factors must be {len(tensors)} numbers, one for each tensor, got {len(factors)}"
+        )
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"weighted_sum: dtype must be a floating one, got {dtype}")
     first = tensors[0]
