@@ -229,25 +229,22 @@ def window_attentions() -> Iterator[Case]:
 
 def weighted_sums() -> Iterator[Case]:
     """The sums of a step: latents and prediction, or with new noise or an estimate of the step before."""
-
-    def by_torch(tensors: list[Tensor], factors: list[float]) -> Tensor:
-        total = tensors[0].float() * factors[0]
-        for tensor, factor in zip(tensors[1:], factors[1:]):
-            total = torch.add(total, tensor, alpha=factor)
-        return total.to(tensors[0].dtype)
-
+    factors = (0.98, -0.17, 0.05)
     for dtype in DTYPES:
         for width in LATENTS:
             for terms in (2, 3):
-                tensors = [torch.randn(1, 4, width, width).to(dtype) for _ in range(terms)]
-                factors = [0.98, -0.17, 0.05][:terms]
-                yield Case(
-                    "weighted_sum",
-                    f"{terms} of 1x4x{width}²",
-                    dtype,
-                    lambda tensors=tensors, factors=factors: by_torch(tensors, factors),
-                    lambda tensors=tensors, factors=factors: weighted_sum(tensors, factors),
-                )
+                given = [torch.randn(1, 4, width, width).to(dtype) for _ in range(terms)]
+
+                def by_torch(tensors: list[Tensor] = given) -> Tensor:
+                    total = tensors[0].float() * factors[0]
+                    for tensor, factor in zip(tensors[1:], factors[1:], strict=False):
+                        total = torch.add(total, tensor, alpha=factor)
+                    return total.to(tensors[0].dtype)
+
+                def ours(tensors: list[Tensor] = given) -> Tensor:
+                    return weighted_sum(tensors, factors[: len(tensors)])
+
+                yield Case("weighted_sum", f"{terms} of 1x4x{width}²", dtype, by_torch, ours)
 
 
 def measure(case: Case, plan: Plan, flush: Callable[[], None]) -> dict[str, Any]:

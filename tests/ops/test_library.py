@@ -157,7 +157,7 @@ SCRIPT = """
 import json, sys, torch
 from refiners.ops import lora_linear
 from refiners.ops import geglu
-from refiners.ops.library import CUDA_DTYPES, DTYPES, native
+from refiners.ops.library import native
 x, w, down, up = torch.ones(2, 3), torch.ones(4, 3), torch.ones(1, 3), torch.ones(4, 1)
 y = lora_linear(x, w, None, [down], [up], torch.tensor([0.5]))
 print(json.dumps([native.loaded, native.isa, native.isa_reason, y.tolist() == [[4.5] * 4] * 2]))
