@@ -110,8 +110,10 @@ def test_a_cuda_device_without_kernels_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(NativeLibrary, "why_no_cuda_kernels", lambda *_: "the library was built without CUDA")
-    paths = doctor.report()["operators"]["lora_linear"]
-    assert paths["cuda bfloat16"] == "portable: the library was built without CUDA"
+    for operator in ("lora_linear", "weighted_sum"):
+        paths = doctor.report()["operators"][operator]
+        assert paths["cuda bfloat16"] == "portable: the library was built without CUDA"
+    assert "cuda bfloat16" not in doctor.report()["operators"]["geglu"]
 
 
 def test_the_environment_that_steers_is_shown(monkeypatch):

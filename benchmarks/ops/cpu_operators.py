@@ -19,7 +19,7 @@ from torch import Tensor
 
 import refiners
 from refiners.bench.measure import Candidate, Plan, compare, make_flush, time_on_cpu
-from refiners.ops import attention, conv2d, geglu, group_norm, linear
+from refiners.ops import attention, conv2d, geglu, group_norm, linear, weighted_sum
 from refiners.ops.library import native
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -51,6 +51,7 @@ ATTENTIONS = (  # heads, queries, keys, features of a head: SD1.5 and SDXL, of t
 )
 PROMPTS = ((8, 4096, 40, 4), (10, 1024, 64, 16))  # heads, queries, features, keys of an image prompt beside 77 of text
 GRIDS = ((25, 16, 14, 80), (1, 2, 64, 80))  # batch, heads, width of the grid, features: in windows and over all of SAM
+LATENTS = (64, 128)  # the width of latents, in SD1.5 and SDXL
 WINDOWS = ((64, 4, 49), (64, 4, 144), (16, 8, 144))  # windows, heads, tokens in Swin, with 32 features
 
 
@@ -226,6 +227,26 @@ def window_attentions() -> Iterator[Case]:
             )
 
 
+def weighted_sums() -> Iterator[Case]:
+    """The sums of a step: latents and prediction, or with new noise or an estimate of the step before."""
+    factors = (0.98, -0.17, 0.05)
+    for dtype in DTYPES:
+        for width in LATENTS:
+            for terms in (2, 3):
+                given = [torch.randn(1, 4, width, width).to(dtype) for _ in range(terms)]
+
+                def by_torch(tensors: list[Tensor] = given) -> Tensor:
+                    total = tensors[0].float() * factors[0]
+                    for tensor, factor in zip(tensors[1:], factors[1:], strict=False):
+                        total = torch.add(total, tensor, alpha=factor)
+                    return total.to(tensors[0].dtype)
+
+                def ours(tensors: list[Tensor] = given) -> Tensor:
+                    return weighted_sum(tensors, factors[: len(tensors)])
+
+                yield Case("weighted_sum", f"{terms} of 1x4x{width}²", dtype, by_torch, ours)
+
+
 def measure(case: Case, plan: Plan, flush: Callable[[], None]) -> dict[str, Any]:
     """Time both, in turns and with cold caches, and compare their errors with the result in float64."""
     with torch.inference_mode():
@@ -251,6 +272,7 @@ ALL = (
     prompted_attentions,
     positioned_attentions,
     window_attentions,
+    weighted_sums,
 )
 
 

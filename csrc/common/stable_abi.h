@@ -40,8 +40,8 @@ Result call(const char* name, const char* overload, const Arguments&... argument
   return torch::stable::detail::to<Result>(stack[0]);
 }
 
-inline Dtype dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+inline Dtype dtype_of(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
       return Dtype::kFloat32;
     case ScalarType::BFloat16:
@@ -52,6 +52,8 @@ inline Dtype dtype_of(const Tensor& t) {
       return Dtype::kOther;
   }
 }
+
+inline Dtype dtype_of(const Tensor& t) { return dtype_of(t.scalar_type()); }
 
 inline Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const Tensor y = call<Tensor>("aten::linear", "", x, weight, bias);

@@ -18,7 +18,7 @@ import torch
 
 from refiners import __version__
 from refiners.ops.attention_choice import choose_attention
-from refiners.ops.library import DTYPES, PACKAGE, WITH_ONE_KERNEL, NativeLibrary, native
+from refiners.ops.library import DTYPES, PACKAGE, WITH_CUDA_KERNELS, WITH_ONE_KERNEL, NativeLibrary, native
 from refiners.ops.lora_block import limit_of, lora_block_cache
 from refiners.ops.settings import unknown_variables
 from refiners.options import OneLineParser
@@ -46,7 +46,7 @@ def report() -> dict[str, Any]:
         "native library": _library(native),
         "host module": {"loaded": host is not None, "problem": host_problem},
         "operators": {
-            **{name: _on_cpu(native, name) for name in WITH_ONE_KERNEL},
+            **{name: _with_one_kernel(native, name) for name in WITH_ONE_KERNEL},
             "fl.ScaledDotProductAttention": _attention_layer(native),
             "lora_linear": _lora_linear(native),
         },
@@ -140,18 +140,22 @@ def _lora_linear(library: NativeLibrary) -> dict[str, str]:
         plan_with_block, reason = library.explain_lora_linear(name, has_block=True)
         if plan_with_block != plan:
             paths[f"cpu {name}, with a block"] = _path(plan_with_block, library.isa, reason)
-        paths[f"cuda {name}"] = _cuda_path(library, dtype)
+        gain = "one library multiplication with a block, else the library's for each update"
+        paths[f"cuda {name}"] = _cuda_path(library, "lora_linear", dtype, gain)
     paths["other devices"] = "portable: there are kernels for the CPU and CUDA only"
     return paths
 
 
-def _on_cpu(library: NativeLibrary, operator: str) -> dict[str, str]:
+def _with_one_kernel(library: NativeLibrary, operator: str) -> dict[str, str]:
     paths: dict[str, str] = {}
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         plan, reason = library.explain(operator, name)
         paths[f"cpu {name}"] = _path(plan, library.isa, reason)
-    paths["other devices"] = "portable: there are kernels for the CPU only"
+        if operator in WITH_CUDA_KERNELS:
+            paths[f"cuda {name}"] = _cuda_path(library, operator, dtype, "one launch")
+    devices = "the CPU and CUDA" if operator in WITH_CUDA_KERNELS else "the CPU"
+    paths["other devices"] = f"portable: there are kernels for {devices} only"
     return paths
 
 
@@ -170,12 +174,12 @@ def _path(plan: str, isa: str, reason: str) -> str:
     return f"portable: {reason}" if plan == "portable" else f"native ({plan}, {isa}): {reason}"
 
 
-def _cuda_path(library: NativeLibrary, dtype: torch.dtype) -> str:
+def _cuda_path(library: NativeLibrary, operator: str, dtype: torch.dtype, gain: str) -> str:
     if not torch.cuda.is_available():
         return "none: torch sees no CUDA device"
-    if problem := library.why_no_cuda_kernels("lora_linear", dtype):
+    if problem := library.why_no_cuda_kernels(operator, dtype):
         return f"portable: {problem}"
-    return "native: one library multiplication with a block, else the library's for each update"
+    return f"native: {gain}"
 
 
 def _lines(found: dict[str, Any], indent: str = "") -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from refiners.ops import geglu
-from refiners.ops.library import PACKAGE, NativeLibrary, NativeLibraryWarning, native
+from refiners.ops.library import CUDA_DTYPES, DTYPES, PACKAGE, NativeLibrary, NativeLibraryWarning, native
 from refiners.ops.library_file import INTERFACE, MAGIC, UnusableLibraryError, read_record, seal
 from refiners.ops.settings import OPERATORS, Settings
 
@@ -137,6 +137,7 @@ def test_a_state_without_library_answers_all_questions(tmp_path):
     assert not state.use_isa("avx2")
     assert state.explain_lora_linear("float32", has_block=True) == ("portable", state.problem)
     assert state.why_no_cuda_kernels("lora_linear", torch.float32) == state.problem
+    assert not any(state.has_kernel_on("weighted_sum", torch.float32, device) for device in ("cpu", "cuda", "meta"))
     state.use_kernels("lora_linear", False)
 
 
@@ -235,6 +236,17 @@ def test_the_choices_follow_the_switches(needs_native):
     native.force_lora_linear_plan("update")
     assert not native.takes_lora_block(torch.float32, cpu)
     native.force_lora_linear_plan(None)
+
+
+def test_a_device_has_the_kernels_that_the_library_has_for_it(needs_native):
+    for operator in ("geglu", "weighted_sum"):
+        for dtype in DTYPES:
+            on_cuda = operator == "weighted_sum" and native.record.cuda is not None and dtype in CUDA_DTYPES
+            assert native.has_kernel_on(operator, dtype, "cuda") == (
+                on_cuda and operator not in native.settings.disabled
+            )
+            assert native.has_kernel_on(operator, dtype, "cpu") == native.has_kernel(operator, dtype)
+            assert not native.has_kernel_on(operator, dtype, "meta")
 
 
 def test_a_function_can_be_compiled_before_it_was_called():

@@ -26,8 +26,8 @@ def test_an_unknown_operator_is_named_with_the_choices():
     settings = read_settings({"REFINERS_DISABLE_NATIVE": "lora_linaer"})
     assert settings.disabled == frozenset()
     assert settings.problems == (
-        "REFINERS_DISABLE_NATIVE: choose from all, attention, conv2d, geglu, group_norm, linear, lora_linear; "
-        "got lora_linaer",
+        "REFINERS_DISABLE_NATIVE: choose from all, attention, conv2d, geglu, group_norm, linear, lora_linear, "
+        "weighted_sum; got lora_linaer",
     )
 
 

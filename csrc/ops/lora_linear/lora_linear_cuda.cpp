@@ -1,11 +1,7 @@
 // lora_linear on CUDA: tensors -> LoraLinearPackParams, and the choice of plan. The multiplications are the library's.
 
-#include <torch/csrc/stable/accelerator.h>
-
-#include <array>
-#include <atomic>
-
 #include "../../common/check.h"
+#include "../../common/cuda_device.h"
 #include "../../common/kernel_switches.h"
 #include "lora_linear_kernel.h"
 #include "lora_linear_library.h"
@@ -15,22 +11,7 @@ namespace {
 
 KernelSwitch kernels_on("lora_linear");
 
-constexpr int kMaxDevices = 64;
-
-// Why the kernel does not run on a device, which is the current one; null if it does. Asked once for each device.
-const char* find_problem(int device) {
-  static std::array<std::atomic<int>, kMaxDevices> known;  // status + 1, so that 0 is unknown
-  if (device < 0 || device >= kMaxDevices) return "there are more than 64 devices";
-  if (known[device] == 0) known[device] = static_cast<int>(probe_lora_linear_pack()) + 1;
-  const auto status = static_cast<cudaError_t>(known[device].load() - 1);
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
-}
-
-cudaStream_t current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
+CudaProbe probe(&probe_lora_linear_pack);
 
 // The same parameters without host pointers, as a kernel can take them.
 LoraLinearPackParams make_device_params(const LoraLinearPackRowsParams& rows) {
@@ -59,7 +40,7 @@ void pack_rows(const LoraLinearPackRowsParams& rows, const Tensor& x) {
   const LoraLinearPackConfig config = choose_lora_linear_pack_config(
       static_cast<int64_t>(x.element_size()), p.in_features, reinterpret_cast<uint64_t>(p.x), p.x_stride,
       reinterpret_cast<uint64_t>(p.out), p.out_stride);
-  check_cuda(launch_lora_linear_pack(p, config, current_stream(x)), "lora_linear");
+  check_cuda(launch_lora_linear_pack(p, config, current_cuda_stream(x)), "lora_linear");
 }
 
 Tensor lora_linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -69,7 +50,7 @@ Tensor lora_linear_cuda(const Tensor& x, const Tensor& weight, const std::option
   LoraLinearArguments a = make_lora_linear_arguments(x, weight, bias, downs, ups, scale, block);
   const auto adapters = static_cast<int64_t>(downs.size());
   const LoraLinearPlan plan = choose_lora_linear_cuda_plan(dtype_of(x), adapters, block.has_value()).plan;
-  if (!kernels_on.on() || plan == LoraLinearPlan::kPortable || find_problem(x.get_device_index()) != nullptr) {
+  if (!kernels_on.on() || plan == LoraLinearPlan::kPortable || probe.find_problem(x.get_device_index()) != nullptr) {
     return lora_linear_portable(a);
   }
   flatten_lora_linear_arguments(a);
@@ -93,5 +74,5 @@ STABLE_TORCH_LIBRARY_IMPL(refiners, CUDA, m) { m.impl("lora_linear", TORCH_BOX(&
 // Why the kernel does not run on a device, or null: for python/refiners/ops/library.py, through ctypes.
 extern "C" __attribute__((visibility("default"))) const char* refiners_find_lora_linear_cuda_problem(int device) {
   const torch::stable::accelerator::DeviceGuard guard(device);
-  return refiners::find_problem(device);
+  return refiners::probe.find_problem(device);
 }

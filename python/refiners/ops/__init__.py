@@ -8,6 +8,7 @@ from refiners.ops.library import NativeLibraryWarning
 from refiners.ops.linear import linear
 from refiners.ops.lora_block import lora_block_cache, prepare_lora_block
 from refiners.ops.lora_linear import lora_linear
+from refiners.ops.weighted_sum import weighted_sum
 
 __all__ = [
     "NativeLibraryWarning",
@@ -19,4 +20,5 @@ __all__ = [
     "lora_block_cache",
     "lora_linear",
     "prepare_lora_block",
+    "weighted_sum",
 ]

@@ -16,7 +16,8 @@ LIBRARY = torch.library.Library("refiners", "DEF")
 PLANS = ("portable", "update", "library", "block")  # in the order of enum LoraLinearPlan, lora_linear_config.h
 CUDA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = (*CUDA_DTYPES, torch.float64)
-WITH_ONE_KERNEL = ("attention", "conv2d", "geglu", "group_norm", "linear")  # on the CPU, or none
+WITH_ONE_KERNEL = ("attention", "conv2d", "geglu", "group_norm", "linear", "weighted_sum")  # on the CPU, or none
+WITH_CUDA_KERNELS = ("lora_linear", "weighted_sum")
 PACKAGE = Path(__file__).parent.parent
 _ADVICE = "Everything works through torch, slower; to build it: pip install . (see CONTRIBUTING.md)."
 
@@ -45,6 +46,7 @@ class NativeLibrary:
         self.isa_reason = "the native library is not loaded"
         self._functions: ctypes.CDLL | None = None
         self._has_kernel: dict[tuple[str, torch.dtype], bool] = {}  # these are asked in each call of each layer
+        self._on_cuda: frozenset[str] = frozenset()
         self._takes_block: dict[tuple[torch.dtype, torch.device], bool] = {}
         try:
             self._load(package)
@@ -70,6 +72,8 @@ class NativeLibrary:
         check_record(self.record)
         torch.ops.load_library(self.path)
         self._functions = _bind(ctypes.CDLL(str(self.path)))
+        if self.record.cuda is not None:
+            self._on_cuda = frozenset(WITH_CUDA_KERNELS) - self.settings.disabled
         for name in self.settings.disabled:
             self.use_kernels(name, False)
         index: int = self._functions.refiners_best_cpu_isa()
@@ -114,7 +118,9 @@ class NativeLibrary:
             return "the library was built without CUDA"
         if dtype not in CUDA_DTYPES:
             return "no kernel for this dtype"
-        problem: bytes | None = self._functions.refiners_find_lora_linear_cuda_problem(device)
+        function = self._functions[f"refiners_find_{operator}_cuda_problem"]
+        function.restype = ctypes.c_char_p
+        problem: bytes | None = function(device)
         return None if problem is None else problem.decode()
 
     def explain_lora_linear(self, dtype: str, has_block: bool) -> tuple[str, str]:
@@ -160,6 +166,15 @@ class NativeLibrary:
         """Whether an operator has a kernel for a dtype on the CPU, and uses it."""
         return self._has_kernel.get((operator, dtype), False)
 
+    def has_kernel_on(self, operator: str, dtype: torch.dtype, device_type: str) -> bool:
+        """Whether an operator may have a kernel for a dtype on a kind of device.
+
+        On CUDA the operator asks the very device: one that is too old takes the portable path in the operator.
+        """
+        if device_type == "cuda":
+            return dtype in CUDA_DTYPES and operator in self._on_cuda
+        return device_type == "cpu" and self.has_kernel(operator, dtype)
+
     def takes_lora_block(self, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether `lora_linear` uses a block on a device."""
         key = dtype, device
@@ -177,8 +192,6 @@ class NativeLibrary:
 
 def _bind(functions: ctypes.CDLL) -> ctypes.CDLL:
     functions.refiners_explain_lora_linear.restype = ctypes.c_char_p
-    if hasattr(functions, "refiners_find_lora_linear_cuda_problem"):  # built with CUDA
-        functions.refiners_find_lora_linear_cuda_problem.restype = ctypes.c_char_p
     return functions
 
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of enum CpuIsa, csrc/common/cpu_features.h
-OPERATORS = ("attention", "conv2d", "geglu", "group_norm", "linear", "lora_linear")
+OPERATORS = ("attention", "conv2d", "geglu", "group_norm", "linear", "lora_linear", "weighted_sum")
 _PREFIX = "REFINERS_"
 VARIABLES = (  # all that anything of this project reads: the library, its build, its tests
     "REFINERS_BUILD_CUDA",

@@ -93,6 +93,17 @@ def test_buffers_of_the_caller_may_be_written_again(
         assert torch.equal(x, expected)
 
 
+def test_the_latents_of_a_step_may_be_written_to(make: Callable[..., Solver], dtype: torch.dtype) -> None:
+    solver, same = make(5), make(5)
+    x = latents().to(dtype)
+    for step in solver.inference_steps:
+        expected = solver(x.clone(), torch.tanh(x), step, generator=generators(step)[0])
+        given = same(x.clone(), torch.tanh(x), step, generator=generators(step)[0])
+        x = expected.clone()
+        assert torch.equal(given, x)
+        given.zero_()
+
+
 def test_runs_do_not_depend_on_those_before(make: Callable[..., Solver]) -> None:
     solver, x = make(5), latents()
     first = run(solver, x, generators(1)[0])

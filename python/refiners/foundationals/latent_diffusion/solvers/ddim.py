@@ -6,10 +6,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from refiners.foundationals.latent_diffusion.noise import Generators
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine
 from refiners.foundationals.latent_diffusion.solvers.params import TimestepSpacing
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.solver import Solver
+from refiners.ops import weighted_sum
 
 
 class DDIM(Solver):
@@ -39,5 +39,4 @@ class DDIM(Solver):
         generator: Generators = None,
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
-        on_x, on_prediction = self._factors[step]
-        return combine((on_x, x), (on_prediction, predicted_noise))
+        return weighted_sum([x, predicted_noise], self._factors[step])

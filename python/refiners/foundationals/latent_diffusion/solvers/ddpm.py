@@ -9,10 +9,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from refiners.foundationals.latent_diffusion.noise import Generators, noise_like
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine
 from refiners.foundationals.latent_diffusion.solvers.params import TimestepSpacing
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.solver import Solver
+from refiners.ops import weighted_sum
 
 
 class _Factors(NamedTuple):
@@ -59,7 +59,6 @@ class DDPM(Solver):
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
         factors = self._factors[step]
-        terms = [(factors.x, x), (factors.prediction, predicted_noise)]
-        if factors.noise > 0:
-            terms.append((factors.noise, noise_like(x, generator)))
-        return combine(*terms)
+        if factors.noise == 0:
+            return weighted_sum([x, predicted_noise], factors[:2])
+        return weighted_sum([x, predicted_noise, noise_like(x, generator)], factors)

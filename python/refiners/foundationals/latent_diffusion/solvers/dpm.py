@@ -10,10 +10,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
 from refiners.foundationals.latent_diffusion.noise import Generators, noise_like
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import wide
 from refiners.foundationals.latent_diffusion.solvers.multistep_solver import MultistepSolver
 from refiners.foundationals.latent_diffusion.solvers.params import BaseSolverParams
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
+from refiners.ops import weighted_sum
 
 
 class _Factors(NamedTuple):
@@ -138,11 +139,9 @@ class DPMSolver(MultistepSolver):
 
     def _update(self, x: Tensor, data: Tensor, previous: Tensor | None, step: int, sde_noise: Tensor | None) -> Tensor:
         factors = (self._ode_factors if sde_noise is None else self._sde_factors)[step]
-        terms = [(factors.x, x)]
-        if previous is None:
-            terms.append((factors.data, data))
-        else:
-            terms += [(factors.data + factors.slope, data), (-factors.slope, previous)]
+        tensors, on_tensors = [x, data], [factors.x, factors.data]
+        if previous is not None:
+            tensors, on_tensors = [x, data, previous], [factors.x, factors.data + factors.slope, -factors.slope]
         if sde_noise is not None:
-            terms.append((factors.noise, sde_noise))
-        return combine(*terms)
+            tensors, on_tensors = [*tensors, sde_noise], [*on_tensors, factors.noise]
+        return weighted_sum(tensors, on_tensors)

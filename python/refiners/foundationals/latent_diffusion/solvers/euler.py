@@ -6,9 +6,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from refiners.foundationals.latent_diffusion.noise import Generators, noise_like
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.sigma_solver import SigmaSolver
+from refiners.ops import weighted_sum
 
 
 class Euler(SigmaSolver):
@@ -36,8 +36,7 @@ class Euler(SigmaSolver):
         generator: Generators = None,
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
-        on_x, on_prediction = self._factors[step]
-        return combine((on_x, x), (on_prediction, predicted_noise))
+        return weighted_sum([x, predicted_noise], self._factors[step])
 
 
 class EulerAncestral(Euler):
@@ -65,8 +64,7 @@ class EulerAncestral(Euler):
         generator: Generators = None,
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
-        on_x, on_prediction = self._factors[step]
-        terms = [(on_x, x), (on_prediction, predicted_noise)]
-        if self._noises[step] > 0:
-            terms.append((self._noises[step], noise_like(x, generator)))
-        return combine(*terms)
+        if self._noises[step] == 0:
+            return weighted_sum([x, predicted_noise], self._factors[step])
+        noise = noise_like(x, generator)
+        return weighted_sum([x, predicted_noise, noise], [*self._factors[step], self._noises[step]])

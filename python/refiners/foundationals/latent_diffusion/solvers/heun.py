@@ -6,9 +6,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from refiners.foundationals.latent_diffusion.noise import Generators
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import wide
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.sigma_solver import SigmaSolver
+from refiners.ops import weighted_sum
 
 
 class Heun(SigmaSolver):
@@ -66,14 +67,13 @@ class Heun(SigmaSolver):
         generator: Generators = None,
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
-        on_x, on_prediction, on_last = self._factors[step]
-        terms = [(on_x, x), (on_prediction, predicted_noise)]
+        factors = self._factors[step]
         if self._corrects(step):
             last_noise = self._last_noise if self._last_step == step - 1 else None
             self.reset()
-            return x.clone() if last_noise is None else combine(*terms, (on_last, last_noise))
-        noise = self._predict_noise(x, predicted_noise, step, wide(x))
-        self._last_step, self._last_noise = step, noise
-        return combine(*terms)
+            return x.clone() if last_noise is None else weighted_sum([x, predicted_noise, last_noise], factors)
+        if step + 1 < self.num_inference_steps and self._corrects(step + 1):
+            self._last_step, self._last_noise = step, self._predict_noise(x, predicted_noise, step, wide(x))
+        return weighted_sum([x, predicted_noise], factors[:2])
 
     _keep_dtype = SigmaSolver._keep_dtype | {"_last_noise"}

@@ -12,11 +12,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
 from refiners.foundationals.latent_diffusion.noise import Generators, noise_like
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine
 from refiners.foundationals.latent_diffusion.solvers.dpm import DPMSolver
 from refiners.foundationals.latent_diffusion.solvers.params import BaseSolverParams, TimestepSpacing
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.solver import Solver
+from refiners.ops import weighted_sum
 
 _DATA_STD = 0.5  # σ_data of the paper
 _TIMESTEP_SCALE = 10.0
@@ -97,8 +97,7 @@ class LCMSolver(Solver):
         generator: Generators = None,
     ) -> Float[Tensor, "batch *shape"]:
         self._check_call(x, predicted_noise, step, generator)
-        on_x, on_prediction, on_noise = self._factors[step]
-        terms = [(on_x, x), (on_prediction, predicted_noise)]
-        if on_noise > 0:
-            terms.append((on_noise, noise_like(x, generator)))
-        return combine(*terms)
+        factors = self._factors[step]
+        if factors[-1] == 0:
+            return weighted_sum([x, predicted_noise], factors[:2])
+        return weighted_sum([x, predicted_noise, noise_like(x, generator)], factors)

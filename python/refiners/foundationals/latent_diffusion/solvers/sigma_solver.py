@@ -10,9 +10,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from refiners.foundationals.latent_diffusion.solvers import schedule
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
 from refiners.foundationals.latent_diffusion.solvers.solver import Solver
+from refiners.ops import weighted_sum
 
 
 class SigmaSolver(Solver):
@@ -66,9 +66,9 @@ class SigmaSolver(Solver):
         See `Solver.scale_model_input`.
         """
         if step == -1:
-            return combine((max(self._sigmas), x))
+            return weighted_sum([x], [max(self._sigmas)])
         self._check_step(step)
-        return combine((1 / math.hypot(self._sigmas[step], 1), x))
+        return weighted_sum([x], [1 / math.hypot(self._sigmas[step], 1)])
 
 
 def _with_zero(sigmas: Table) -> tuple[Table, Table]:

@@ -13,7 +13,7 @@ from torch import Tensor, device as Device, dtype as DType
 
 from refiners.foundationals.latent_diffusion.noise import Generators, check_generator
 from refiners.foundationals.latent_diffusion.solvers import schedule
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import wide
 from refiners.foundationals.latent_diffusion.solvers.params import (
     BaseSolverParams,
     ModelPredictionType,
@@ -24,6 +24,7 @@ from refiners.foundationals.latent_diffusion.solvers.params import (
 )
 from refiners.foundationals.latent_diffusion.solvers.process import DiffusionProcess
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
+from refiners.ops import weighted_sum
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -193,8 +194,7 @@ class Solver(DiffusionProcess, ABC):
         return self._predict_data(x, predicted_noise, step, x.dtype)
 
     def _predict_data(self, x: Tensor, prediction: Tensor, step: int, dtype: DType) -> Tensor:
-        on_x, on_prediction = self._data[step]
-        return combine((on_x, x), (on_prediction, prediction), dtype=dtype)
+        return weighted_sum([x, prediction], self._data[step], dtype)
 
     def predict_noise(
         self, x: Float[Tensor, "*shape"], predicted_noise: Float[Tensor, "*shape"], step: int
@@ -204,8 +204,7 @@ class Solver(DiffusionProcess, ABC):
         return self._predict_noise(x, predicted_noise, step, x.dtype)
 
     def _predict_noise(self, x: Tensor, prediction: Tensor, step: int, dtype: DType) -> Tensor:
-        on_x, on_prediction = self._noise[step]
-        return combine((on_x, x), (on_prediction, prediction), dtype=dtype)
+        return weighted_sum([x, prediction], self._noise[step], dtype)
 
     def add_noise(
         self, x: Float[Tensor, "batch *shape"], noise: Float[Tensor, "batch *shape"], step: int | list[int]
@@ -223,8 +222,7 @@ class Solver(DiffusionProcess, ABC):
         if isinstance(step, list):
             return self._add_noises(x, noise, step)
         self._check_step(step)
-        signal, std = self._levels[step]
-        return combine((signal, x), (std, noise))
+        return weighted_sum([x, noise], self._levels[step])
 
     def _add_noises(self, x: Tensor, noise: Tensor, steps: list[int]) -> Tensor:
         if not len(x) == len(noise) == len(steps):
@@ -250,7 +248,7 @@ class Solver(DiffusionProcess, ABC):
         signal, std = self._levels[step]
         if signal == 0:
             raise ValueError(f"step {step} has no signal: its latents are noise alone")
-        return combine((1 / signal, x), (-std / signal, noise))
+        return weighted_sum([x, noise], [1 / signal, -std / signal])
 
     def scale_model_input(self, x: Float[Tensor, "*shape"], step: int) -> Float[Tensor, "*shape"]:
         """Scale the latents of a step to what the model expects.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, device as Device, dtype as DType
 
 from refiners.foundationals.latent_diffusion.noise import Generators
-from refiners.foundationals.latent_diffusion.solvers.arithmetic import combine, wide
+from refiners.foundationals.latent_diffusion.solvers.arithmetic import wide
 from refiners.foundationals.latent_diffusion.solvers.multistep_solver import MultistepSolver
 from refiners.foundationals.latent_diffusion.solvers.params import BaseSolverParams
 from refiners.foundationals.latent_diffusion.solvers.schedule import Table
+from refiners.ops import weighted_sum
 
 
 class UniPC(MultistepSolver):
@@ -24,8 +26,8 @@ class UniPC(MultistepSolver):
     See [[arXiv:2302.04867] UniPC](https://arxiv.org/abs/2302.04867), algorithms 1 and 2 with estimates of the image and
     `B(h) = exp(h) - 1`. The first steps, and the last ones, have the order that there are steps for.
 
-    The corrector starts from the corrected latents of the step before, which are part of the state: what is changed
-    in `x` between steps counts for the estimate of the image alone.
+    The latents of the step before, which the corrector changes, are part of the state: what is changed in `x` between
+    steps counts for the estimate of the image alone.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class UniPC(MultistepSolver):
         super()._use_grid(timesteps, signal, noise)
         self._predictors = [[self._predictor(step, order) for order in self._orders(step)] for step in self.all_steps]
         self._correctors = [[self._corrector(step, order) for order in self._orders(step)] for step in self.all_steps]
+        self._steps = [self._corrected_predictors(step) for step in self.all_steps]
 
     def _orders(self, step: int) -> range:
         """List the orders that the step from `step` on can have, by what is before and after it."""
@@ -90,6 +93,26 @@ class UniPC(MultistepSolver):
         weights = [0.5] if order == 1 else _weights(h, positions)
         return self._factors_of(step, h, positions, weights)
 
+    def _corrected_predictors(self, step: int) -> list[list[list[float]]]:
+        """Compute the factors of correction and prediction in one, by the order of the last step and by its own.
+
+        They are those of the latents that the last step predicted, of the estimate at them, and of the estimates
+        before, the last one first. Predictor and corrector begin alike: what corrects is a sum of estimates.
+        """
+        if step == 0:
+            return []
+        tables: list[list[list[float]]] = []
+        for predictor, corrector in zip(self._predictors[step - 1], self._correctors[step - 1]):
+            changes = [after - before for after, before in zip(corrector[1:-1], predictor[1:])]
+            corrections = [*corrector[-1:], *changes] if len(corrector) > 1 else []
+            tables.append(
+                [
+                    [of_x, *(a + of_x * b for a, b in zip_longest(estimates, corrections, fillvalue=0.0))]
+                    for of_x, *estimates in self._predictors[step]
+                ]
+            )
+        return tables
+
     def _positions(self, step: int, order: int) -> list[float]:
         """Give the steps before in units of the present one, `r` of the paper."""
         return [(self._ratios[step - k] - self._ratios[step]) / self._increments[step] for k in range(1, order)]
@@ -101,9 +124,9 @@ class UniPC(MultistepSolver):
         return [next_std / self._levels[step][1], changed - sum(others), *others]
 
     def reset(self) -> None:
-        """Forget the estimates and the corrected latents of the steps made so far."""
+        """Forget the estimates of the steps made so far, and the latents that the last one predicted."""
         super().reset()
-        self._corrected: Tensor | None = None
+        self._predicted: Tensor | None = None
         self._last_order = 0
 
     def __call__(
@@ -117,19 +140,16 @@ class UniPC(MultistepSolver):
         self._begin(step)
         data = self._predict_data(x, predicted_noise, step, wide(x))
         before = [*reversed(self.estimated_data)]  # the last one first
-        if self._corrected is None:
-            corrected = x.to(wide(x), copy=True)
-        else:
-            factors = self._correctors[step - 1][self._last_order - 1]
-            estimates = [*before[: self._last_order], data]
-            corrected = combine(*zip(factors, [self._corrected, *estimates]))
         order = min(len(before) + 1, len(self._predictors[step]))
-        result = combine(*zip(self._predictors[step][order - 1], [corrected, data, *before]), dtype=x.dtype)
+        latents = x if self._predicted is None else self._predicted
+        by_order = self._predictors[step] if self._predicted is None else self._steps[step][self._last_order - 1]
+        factors = by_order[order - 1]
+        predicted = weighted_sum([latents, data, *before][: len(factors)], factors, wide(x))
         self._remember(step, data)
-        self._corrected, self._last_order = corrected, order
-        return result
+        self._predicted, self._last_order = predicted, order
+        return predicted.to(x.dtype, copy=True)  # the caller may write to it
 
-    _keep_dtype = MultistepSolver._keep_dtype | {"_corrected"}
+    _keep_dtype = MultistepSolver._keep_dtype | {"_predicted"}
 
 
 def _weights(h: float, positions: Sequence[float]) -> list[float]:
