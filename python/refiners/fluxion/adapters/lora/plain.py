@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.lora import LinearLora
-from refiners.fluxion.layers.watched import has_global_hooks, is_watched_state
+from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
+from refiners.fluxion.layers.watched import has_global_hooks, is_watched, is_watched_state
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -86,6 +87,17 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
     parts.ups.append(up_weight)
     parts.scales.append(scale)
     return True
+
+
+def shares_base(adapter: LoraAdapter) -> bool:
+    """Whether an update is made of what the layer returns, and layer and updates can be called past their hooks."""
+    layer, *updates = adapter
+    if type(layer) not in (fl.Linear, fl.Conv2d) or layer is not adapter.target or has_global_hooks():
+        return False
+    if not any(isinstance(update, WeightUpdate) and update.uses_base for update in updates):
+        return False
+    called = [layer, *updates, *(child for update in updates for child in update)]
+    return all(isinstance(update, LayerUpdate) for update in updates) and not any(map(is_watched, called))
 
 
 def _is_plain(weight: Tensor | None) -> TypeGuard[Tensor]:
