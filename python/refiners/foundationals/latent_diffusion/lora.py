@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -379,7 +379,7 @@ class SDLoraManager:
 
 
 def _loras_in(chain: fl.Chain) -> Iterator[LayerUpdate]:
-    return cast("Iterator[LayerUpdate]", chain.layers(LayerUpdate, recurse=True))
+    return chain.layers(LayerUpdate, recurse=True)
 
 
 def _check_scale(name: str, scale: object) -> None:

@@ -46,10 +46,10 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
 
     def _from_base(self, x: Tensor) -> Tensor:
         """Compute the layer once, for itself and for the updates that are made of what it returns."""
-        layer, *updates = cast("tuple[fl.Linear | fl.Conv2d, *tuple[LayerUpdate, ...]]", tuple(self))
+        layer = cast("fl.Linear | fl.Conv2d", self.target)
         base = apply_weight(layer, x, layer.weight)
         y = base if layer.bias is None else base + per_channel(layer, layer.bias)
-        for update in updates:
+        for update in list(self)[1:]:
             is_based = isinstance(update, WeightUpdate) and update.uses_base
             y = y + (update.from_base(x, base) if is_based else update(x))
         return y
@@ -87,7 +87,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
     @property
     def lora_layers(self) -> Iterator[LayerUpdate]:
         """The updates, those of adapters nested around the target included."""
-        return cast("Iterator[LayerUpdate]", self.layers(LayerUpdate))
+        return self.layers(LayerUpdate)
 
     @property
     def names(self) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -71,7 +73,7 @@ class Decomposition(LayerChange):
         if not isinstance(factors, LowRankFactors):
             return self._sum((weight.to(dtype) + factors.difference().to(dtype)).square())
         rows = weight.transpose(0, 1).flatten(1) if self.of_inputs else weight.flatten(1)
-        own = torch.linalg.vector_norm(rows, dim=1, dtype=dtype).square()
+        own = cast(Tensor, torch.linalg.vector_norm(rows, dim=1, dtype=dtype)).square()
         down, up = factors.down.flatten(1), factors.up
         if self.of_inputs:
             turned = (up.T @ weight.flatten(1)).to(dtype)

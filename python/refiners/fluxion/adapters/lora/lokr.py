@@ -69,10 +69,10 @@ class KroneckerFactors(WeightFactors):
     def forward(self, x: Tensor) -> Tensor:
         small, layer = self.small(), self.layer
         if isinstance(layer, fl.Linear):
-            rows = x.unflatten(-1, (small.shape[1], -1))
+            rows = x.reshape(*x.shape[:-1], small.shape[1], -1)
             return torch.matmul(small, linear(rows, self.large())).flatten(-2)
         if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             return super().forward(x)
-        groups = x.unflatten(1, (small.shape[1], -1)).flatten(0, 1)
+        groups = x.reshape(x.shape[0] * small.shape[1], -1, *x.shape[2:])
         y = conv2d(groups, self.large(), stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
-        return torch.einsum("ji,bichw->bjchw", small, y.unflatten(0, (x.shape[0], -1))).flatten(1, 2)
+        return torch.einsum("ji,bichw->bjchw", small, y.view(x.shape[0], -1, *y.shape[1:])).flatten(1, 2)

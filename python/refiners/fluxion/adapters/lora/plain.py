@@ -91,13 +91,15 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
 
 def shares_base(adapter: LoraAdapter) -> bool:
     """Whether an update is made of what the layer returns, and layer and updates can be called past their hooks."""
-    layer, *updates = adapter
-    if type(layer) not in (fl.Linear, fl.Conv2d) or layer is not adapter.target or has_global_hooks():
+    layer = adapter.target
+    if type(layer) not in (fl.Linear, fl.Conv2d) or len(adapter) == 0 or adapter[0] is not layer:
         return False
-    if not any(isinstance(update, WeightUpdate) and update.uses_base for update in updates):
+    updates = [update for update in adapter if isinstance(update, LayerUpdate)]
+    if len(updates) + 1 != len(adapter) or not any(
+        isinstance(each, WeightUpdate) and each.uses_base for each in updates
+    ):
         return False
-    called = [layer, *updates, *(child for update in updates for child in update)]
-    return all(isinstance(update, LayerUpdate) for update in updates) and not any(map(is_watched, called))
+    return not any(is_watched(each) for update in (layer, *updates) for each in (update, *update.children()))
 
 
 def _is_plain(weight: Tensor | None) -> TypeGuard[Tensor]:
