@@ -44,7 +44,7 @@ _ENDINGS: list[tuple[str, Role, Style]] = [
     (r"lora_(?:up|B|down|A)(?:\.[^.]+)?\.bias", "lora_bias", "other"),
     (r"lora_embedding_[AB](?:\.[^.]+)?", "lora_embedding", "peft"),
     (rf"{_LORA}?dora_scale", "dora_scale", "kohya"),
-    (r"lora_magnitude_vector(?:\.[^.]+)*", "dora_scale", "peft"),
+    (r"lora_magnitude_vector(?:\.[^.]+)*", "magnitude", "peft"),
     *((rf"{role}(?:\.weight)?", role, "kohya") for role in HADAMARD_ROLES + KRONECKER_ROLES),
     (r"(?:oft_(?:blocks|diag|[RS])|boft_[RS])(?:\.[^.]+)*", "oft", "other"),
     (r"(?:[ab][12]|bm)\.weight", "glora", "kohya"),

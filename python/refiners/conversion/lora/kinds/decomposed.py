@@ -15,7 +15,7 @@ from refiners.conversion.tensor_info import TensorInfo
 from refiners.fluxion.adapters.lora import Decomposition, LayerUpdate, LowRankFactors, WeightFactors, WeightUpdate
 from refiners.fluxion.layers import Conv2d, Linear, WeightedModule
 
-_MAGNITUDE = "dora_scale"
+_ANY, _ROWS = "dora_scale", "magnitude"  # of LyCORIS, of rows or columns by its shape, and of PEFT, of rows
 _DIRECTIONS: tuple[Kind, ...] = (Hadamard(), Kronecker(), LowRank())
 
 
@@ -26,35 +26,39 @@ class Decomposed(Kind):
     the layer is what it was.
     """
 
-    roles = (*(role for kind in _DIRECTIONS for role in kind.roles if role != "mid"), _MAGNITUDE)
+    roles = (*(role for kind in _DIRECTIONS for role in kind.roles if role != "mid"), _ANY, _ROWS)
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
         return "DoRA"
 
     def is_told_by(self, roles: Collection[Role]) -> bool:
-        return _MAGNITUDE in roles
+        return _ANY in roles or _ROWS in roles
 
     def rank(self, tensors: Mapping[Role, TensorInfo]) -> int | None:
         return _direction(tensors).rank(tensors)
 
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
-        rest = {role: size for role, size in shapes.items() if role != _MAGNITUDE}
+        rest = {role: size for role, size in shapes.items() if role not in (_ANY, _ROWS)}
         problem = _direction(shapes).problem_of_shapes(rest, shape)
-        if problem is None and shape is not None and _axis(shapes[_MAGNITUDE], shape) is None:
-            problem = f"there must be one magnitude for each row or column of the weight, which is {tuple(shape)}"
-        if problem is None and len(shapes.get("up", ())) == 4 and shapes["up"][2:] != (1, 1):
-            problem = "the second convolution must be of 1×1"
-        return problem
+        if problem is not None:
+            return problem
+        if _ANY in shapes and _ROWS in shapes:
+            return "there must be one tensor of magnitudes"
+        if shape is not None and _is_of_inputs(shapes, shape) is None:
+            return f"there must be one magnitude for each row or column of the weight, which is {tuple(shape)}"
+        if len(shapes.get("up", ())) == 4 and shapes["up"][2:] != (1, 1):
+            return "the second convolution must be of 1×1"
+        return None
 
     def scaled(self, roles: Collection[Role]) -> Collection[Role]:
         return _direction(roles).scaled(roles)
 
     def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> LayerUpdate:
         assert isinstance(layer, (Linear, Conv2d))
-        rest = {role: tensor for role, tensor in tensors.items() if role != _MAGNITUDE}
-        magnitude = tensors[_MAGNITUDE]
-        of_inputs = _axis(magnitude.shape, layer.weight.shape) == 1
-        return WeightUpdate(name, layer, Decomposition(_factors(rest, layer), magnitude.flatten(), of_inputs))
+        rest = {role: tensor for role, tensor in tensors.items() if role not in (_ANY, _ROWS)}
+        magnitude = tensors[_ANY if _ANY in tensors else _ROWS].flatten()
+        of_inputs = _is_of_inputs({role: tensor.shape for role, tensor in tensors.items()}, layer.weight.shape)
+        return WeightUpdate(name, layer, Decomposition(_factors(rest, layer), magnitude, bool(of_inputs)))
 
 
 def _direction(roles: Collection[Role]) -> Kind:
@@ -71,11 +75,12 @@ def _factors(tensors: Mapping[Role, Tensor], layer: Linear | Conv2d) -> WeightFa
     return LowRankFactors(layer, down.reshape(down.shape[0], *layer.weight.shape[1:]), up)
 
 
-def _axis(magnitude: Size, weight: Size) -> int | None:
-    """Tell whether lengths are those of the rows of a weight, 0, or of its columns, 1."""
-    sizes = [size for size in magnitude if size != 1] or [1]
-    if len(sizes) != 1 or sizes[0] not in weight[:2]:
+def _is_of_inputs(shapes: Mapping[Role, Size], weight: Size) -> bool | None:
+    """Tell the lengths of the columns of a weight from those of its rows; `None` if they are neither."""
+    magnitude = shapes[_ANY if _ANY in shapes else _ROWS]
+    count = magnitude.numel()
+    if max(magnitude, default=1) != count:
         return None
-    if len(magnitude) > 1 and weight[0] == weight[1]:
-        return 0 if magnitude[0] == weight[0] or (sizes == [weight[0]] and magnitude[1] != weight[1]) else 1
-    return 0 if sizes[0] == weight[0] else 1
+    if _ROWS in shapes or len(magnitude) < 2:
+        return False if count == weight[0] else None
+    return False if magnitude[0] == weight[0] else True if magnitude[1] == weight[1] else None

@@ -42,7 +42,11 @@ class LycorisRescaled(Kind):
 
 
 class PeftRescaled(Kind):
-    """The update to channels times numbers, as PEFT has it: of shape [out, 1], bias included, or [1, in]."""
+    """The update to channels times numbers, as PEFT has it, bias included.
+
+    Those of a linear layer have the shape [out, 1] or [1, in]. Those of a convolution have one shape for both: where
+    either could be meant they are those of what it returns, which PEFT takes for all but its feed-forward layers.
+    """
 
     roles = ("ia3_l",)
 
@@ -61,7 +65,10 @@ class PeftRescaled(Kind):
     def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> LayerUpdate:
         assert isinstance(layer, (Linear, Conv2d))
         numbers = tensors["ia3_l"]
-        of_inputs = numbers.ndim > 1 and numbers.shape[0] == 1
+        if isinstance(layer, Linear):
+            of_inputs = numbers.ndim > 1 and numbers.shape[0] == 1
+        else:
+            of_inputs = numbers.numel() != layer.out_channels
         return WeightUpdate(name, layer, ChannelFactors(layer, numbers.flatten() - 1, of_inputs, with_bias=True))
 
 
