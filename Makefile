@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH ?= torch>=2.11
 ARGS ?=
+JOBS ?= 2
 
 # An environment that is given is used as it is, torch included; otherwise one is made here.
 ifdef VENV
@@ -29,13 +30,14 @@ endif
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
-	@echo "variables: TORCH='$(TORCH)' VENV=$(VENV) PYTHON=$(PYTHON) ARGS=  (as in: make test ARGS='-k lora')"
+	@echo "variables: TORCH='$(TORCH)' VENV=$(VENV) PYTHON=$(PYTHON) JOBS=$(JOBS) ARGS=  (as in: make test ARGS='-k lora')"
 
 demo: $(INSTALLED)  ## adapt a small diffusion model and write the pictures to build/demo
 	$(RUN) -m refiners demo --out build/demo $(ARGS)
 
+# Processes that share the cores must not spin while they wait for threads.
 test: $(INSTALLED) $(VENV)/.refiners-tools  ## run the Python tests
-	$(RUN) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(RUN) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 # Models are given back to the system as soon as they are freed: two of 10 GB need not be in memory at once.
 parity: $(INSTALLED) $(VENV)/.refiners-tools  ## compare models of full size with diffusers and transformers, on random weights

@@ -19,15 +19,15 @@ KEYS = [
     ("mid.to_q_lora.alpha", "mid.to_q", "alpha"),
     ("SD1UNet.Chain.Distribute.1.Linear.down.weight", "SD1UNet.Chain.Distribute.1.Linear", "down"),
     ("a_b.dora_scale", "a_b", "dora_scale"),
-    ("a.lora_magnitude_vector", "a", "dora_scale"),
-    ("a.lora_magnitude_vector.default.weight", "a", "dora_scale"),
-    ("a_b.hada_w2_a", "a_b", "hada"),
-    ("a_b.lokr_w1", "a_b", "lokr"),
-    ("a_b.lokr_w2_b", "a_b", "lokr"),
+    ("a.lora_magnitude_vector", "a", "magnitude"),
+    ("a.lora_magnitude_vector.default.weight", "a", "magnitude"),
+    ("a_b.hada_w2_a", "a_b", "hada_w2_a"),
+    ("a_b.lokr_w1", "a_b", "lokr_w1"),
+    ("a_b.lokr_w2_b.weight", "a_b", "lokr_w2_b"),
     ("a_b.oft_blocks", "a_b", "oft"),
-    ("a_b.diff_b", "a_b", "diff"),
-    ("a_b.w_norm", "a_b", "norm"),
-    ("a.ia3_l", "a", "ia3"),
+    ("a_b.diff_b", "a_b", "diff_b"),
+    ("a_b.w_norm", "a_b", "w_norm"),
+    ("a.ia3_l", "a", "ia3_l"),
     ("a.lora_embedding_A", "a", "lora_embedding"),
     ("a.lora_B.bias", "a", "lora_bias"),
     ("a_b.bm.weight", "a_b", "glora"),
@@ -58,5 +58,5 @@ def test_the_tensors_of_a_layer_come_together() -> None:
 
 def test_a_mere_weight_is_of_ia3_beside_its_other_tensor_only() -> None:
     entries, rest = split_keys(["a.weight", "a.on_input", "b.weight"])
-    assert [entry.keys for entry in entries] == [{"ia3": "a.on_input", "ia3_2": "a.weight"}]
+    assert [entry.keys for entry in entries] == [{"on_input": "a.on_input", "ia3_w": "a.weight"}]
     assert rest == ["b.weight"]

@@ -69,21 +69,23 @@ def test_formats(key: str, expected: str) -> None:
     assert inspect_lora({key: torch.zeros(2, 4, 3, 3)}).format == expected
 
 
+CONV = "lora_unet_conv_in"
 KINDS = [
     ("LoRA", pair("lora_unet_mid_block_attentions_0_proj_in", (2, 8), (8, 2)), True),
-    ("LoCon", pair("lora_unet_conv_in", (2, 4, 3, 3), (320, 2, 1, 1)), True),
-    ("DoRA", pair("lora_unet_conv_in", (2, 4), (320, 2)) | {"lora_unet_conv_in.dora_scale": torch.ones(320, 1)}, False),
-    ("LoHa", {f"lora_unet_conv_in.hada_w{i}_{m}": torch.ones(2, 2) for i in (1, 2) for m in "ab"}, False),
-    ("LoKr", {"lora_unet_conv_in.lokr_w1": torch.ones(2, 2), "lora_unet_conv_in.lokr_w2": torch.ones(2, 2)}, False),
-    ("full difference", {"lora_unet_conv_in.diff": torch.ones(2, 2)}, False),
-    ("norm difference", {"lora_unet_conv_norm_out.w_norm": torch.ones(2)}, False),
-    ("IA3", {"lora_unet_conv_in.weight": torch.ones(2), "lora_unet_conv_in.on_input": torch.ones(())}, False),
-    ("OFT", {"lora_unet_conv_in.oft_blocks": torch.ones(2, 2)}, False),
+    ("LoCon", pair(CONV, (2, 4, 3, 3), (320, 2, 1, 1)), True),
+    ("DoRA", pair(CONV, (2, 4), (320, 2)) | {f"{CONV}.dora_scale": torch.ones(320, 1)}, True),
+    ("LoHa", {f"{CONV}.hada_w{i}_{m}": torch.ones(2, 2) for i in (1, 2) for m in "ab"}, True),
+    ("LoKr", {f"{CONV}.lokr_w1": torch.ones(2, 2), f"{CONV}.lokr_w2": torch.ones(2, 2)}, True),
+    ("full difference", {f"{CONV}.diff": torch.ones(2, 2)}, True),
+    ("norm difference", {"lora_unet_conv_norm_out.w_norm": torch.ones(2)}, True),
+    ("IA3", {f"{CONV}.weight": torch.ones(2), f"{CONV}.on_input": torch.ones(())}, True),
+    ("IA3", {"unet.conv_in.ia3_l": torch.ones(2, 1)}, True),
+    ("OFT", {f"{CONV}.oft_blocks": torch.ones(2, 2)}, False),
     ("embedding of a new word", {"bundle_emb.word.clip_l": torch.ones(2, 2)}, False),
 ]
 
 
-@pytest.mark.parametrize(("kind", "tensors", "is_supported"), KINDS, ids=[kind for kind, *_ in KINDS])
+@pytest.mark.parametrize(("kind", "tensors", "is_supported"), KINDS)
 def test_kinds_are_recognised(kind: str, tensors: dict[str, Tensor], is_supported: bool) -> None:
     report = inspect_lora(tensors)
     (update,) = report.plan.updates

@@ -24,6 +24,9 @@ Role: TypeAlias = str
 Style: TypeAlias = Literal["kohya", "peft", "diffusers", "refiners", "other"]
 """Who writes keys that end like this."""
 
+HADAMARD_ROLES = tuple(f"hada_{each}" for each in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))
+KRONECKER_ROLES = tuple(f"lokr_{each}" for each in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b", "t2"))
+
 _LORA = r"(?:lora\.|lora_linear_layer\.)"  # of older diffusers
 _ENDINGS: list[tuple[str, Role, Style]] = [
     (r"lora_down\.weight", "down", "kohya"),
@@ -41,15 +44,13 @@ _ENDINGS: list[tuple[str, Role, Style]] = [
     (r"lora_(?:up|B|down|A)(?:\.[^.]+)?\.bias", "lora_bias", "other"),
     (r"lora_embedding_[AB](?:\.[^.]+)?", "lora_embedding", "peft"),
     (rf"{_LORA}?dora_scale", "dora_scale", "kohya"),
-    (r"lora_magnitude_vector(?:\.[^.]+)*", "dora_scale", "peft"),
-    (r"hada_(?:w[12]_[ab]|t[12])(?:\.weight)?", "hada", "kohya"),
-    (r"lokr_(?:w[12](?:_[ab])?|t2)(?:\.weight)?", "lokr", "kohya"),
+    (r"lora_magnitude_vector(?:\.[^.]+)*", "magnitude", "peft"),
+    *((rf"{role}(?:\.weight)?", role, "kohya") for role in HADAMARD_ROLES + KRONECKER_ROLES),
     (r"(?:oft_(?:blocks|diag|[RS])|boft_[RS])(?:\.[^.]+)*", "oft", "other"),
     (r"(?:[ab][12]|bm)\.weight", "glora", "kohya"),
-    (r"ia3_l(?:\.[^.]+)*", "ia3", "peft"),
-    (r"on_input", "ia3", "kohya"),
-    (r"diff(?:_b)?", "diff", "kohya"),
-    (r"[wb]_norm", "norm", "kohya"),
+    (r"ia3_l(?:\.[^.]+)*", "ia3_l", "peft"),
+    (r"on_input", "on_input", "kohya"),
+    *((role, role, "kohya") for role in ("diff", "diff_b", "w_norm", "b_norm")),
     (r"bias_(?:indices|values|size)", "sparse_bias", "kohya"),
 ]
 # The shortest layer is taken, and with it the longest ending.
@@ -119,8 +120,8 @@ def _scaled_weights(entries: Mapping[str, Entry], rest: list[str]) -> list[str]:
     left: list[str] = []
     for key in rest:
         entry = entries.get(key.removesuffix(".weight"))
-        if entry is not None and "ia3" in entry.keys and key.endswith(".weight"):
-            entry.add("ia3", key, "kohya")
+        if entry is not None and "on_input" in entry.keys and key.endswith(".weight"):
+            entry.add("ia3_w", key, "kohya")
         else:
             left.append(key)
     return left

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, device as Device, dtype as DType
 
 from refiners.conversion.checkpoint import Checkpoint, StateDict, TensorSource
-from refiners.conversion.lora.keys import split_keys
+from refiners.conversion.lora.keys import Role, split_keys
+from refiners.conversion.lora.kinds import LOW_RANK, Kind
+from refiners.conversion.lora.kinds.kind import NUMBERS
 from refiners.conversion.lora.names import Part
 from refiners.conversion.lora.plan import LoraPlan, Update, check_is_no_checkpoint, check_is_no_pipeline, plan_lora
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.targets import Targets, targets_of
-from refiners.fluxion.adapters.lora import Lora
+from refiners.fluxion.adapters.lora import LayerUpdate, Lora
 from refiners.fluxion.adapters.lora.attach import attach_loras
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import Place
@@ -126,7 +128,7 @@ def _nothing_to_attach(plan: LoraPlan, scopes: Mapping[Part, Scope]) -> str:
     )
 
 
-def _set_scale(loras: Iterable[Lora[Any]], scale: float | Tensor) -> None:
+def _set_scale(loras: Iterable[LayerUpdate], scale: float | Tensor) -> None:
     for lora in loras if isinstance(scale, Tensor) or scale != 1 else ():
         lora.scale = scale
 
@@ -153,15 +155,15 @@ def _from_order(name: str, source: TensorSource, model: LatentDiffusionModel) ->
 def _read_unnamed(name: str, plan: LoraPlan, source: TensorSource, model: LatentDiffusionModel) -> dict[str, Lora[Any]]:
     loras: dict[str, Lora[Any]] = {}
     for update in plan.of_status("by order"):
-        tensors = read_tensors(update, source, model.device, model.dtype)
+        tensors = read_tensors(update, LOW_RANK, source, model.device, model.dtype)
         loras[update.name] = Lora.from_weights(name, down=tensors["down"], up=tensors["up"])
     return loras
 
 
-def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targets) -> list[tuple[Lora[Any], Place]]:
+def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targets) -> list[tuple[LayerUpdate, Place]]:
     """Read what a plan attaches, on the device and in the dtype of each layer.
 
-    The multiplier of the file is put into the matrix `up`, so that the scale of an update is the user's alone.
+    The multiplier of the file is put into a matrix, so that the scale of an update is the user's alone.
 
     Args:
         name: The name of all the updates.
@@ -172,30 +174,36 @@ def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targe
     Raises:
         ValueError: If a tensor holds infinite numbers, or none.
     """
-    made: list[tuple[Lora[Any], Place]] = []
+    made: list[tuple[LayerUpdate, Place]] = []
     sums: list[Tensor] = []
     updates = plan.of_status("fits")
     for update in sorted(updates, key=lambda each: source.place(next(iter(each.keys.values())))):
         assert update.part is not None
         place = targets.places[update.part][update.path]
         weight = place.layer.weight
-        tensors = read_tensors(update, source, weight.device, weight.dtype)
+        kind = plan.kinds[update.kind]
+        tensors = read_tensors(update, kind, source, weight.device, weight.dtype)
         sums += [_sum(tensor) for tensor in tensors.values()]
-        made.append((plan.kinds[update.kind].make(name, tensors, place.layer), place))
+        made.append((kind.make(name, tensors, place.layer), place))
     _check_finite(sums, plan, updates, source)
     return made
 
 
-def read_tensors(update: Update, source: TensorSource, device: Device, dtype: DType) -> dict[str, Tensor]:
-    """Read the matrices of an update, `up` multiplied by its scale."""
-    tensors = {role: source.read(key, device, dtype) for role, key in update.keys.items() if role in ("down", "mid")}
-    is_exact = dtype in _WIDE and update.scale > 0 and math.frexp(update.scale)[0] == 0.5
-    if update.scale == 1 or is_exact:
-        up = source.read(update.keys["up"], device, dtype)
-        tensors["up"] = up if update.scale == 1 else up.mul_(update.scale)
-    else:  # rounded once, however the file holds it
-        up = source.read(update.keys["up"], device, torch.float64 if dtype == torch.float64 else torch.float32)
-        tensors["up"] = up.mul_(update.scale).to(dtype)
+def read_tensors(update: Update, kind: Kind, source: TensorSource, device: Device, dtype: DType) -> dict[Role, Tensor]:
+    """Read the tensors of an update, those that carry its scale multiplied by it."""
+    keys = {role: key for role, key in update.keys.items() if role not in NUMBERS}
+    scaled = kind.scaled(keys)
+    tensors: dict[Role, Tensor] = {}
+    for role, key in keys.items():
+        scale = update.scale if role in scaled else 1.0
+        is_exact = dtype in _WIDE and scale > 0 and math.frexp(scale)[0] == 0.5
+        if scale == 1:
+            tensors[role] = source.read(key, device, dtype)
+        elif is_exact:
+            tensors[role] = source.read(key, device, dtype).mul_(scale)
+        else:  # rounded once, however the file holds it
+            wide = source.read(key, device, torch.float64 if dtype == torch.float64 else torch.float32)
+            tensors[role] = wide.mul_(scale).to(dtype)
     return tensors
 
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from refiners.conversion.checkpoint import TensorSource
 from refiners.conversion.detection import find_components
 from refiners.conversion.lora.keys import Entry, Role, Style, split_keys
-from refiners.conversion.lora.kinds import RECOGNISED, Kind, LowRank
+from refiners.conversion.lora.kinds import KINDS, LOW_RANK, Kind, Recognised
 from refiners.conversion.lora.names import UNUSED, Known, LayerNames, Networks, Part
 from refiners.conversion.lora.numbered import Numbered, place_numbered
 from refiners.conversion.lora.settings import LoraSettings
@@ -22,7 +22,6 @@ Status: TypeAlias = Literal["fits", "by order", "left out", "unknown", "wrong", 
 """What becomes of an update: attached, by its name or by its place among others; passed over on purpose; or an error,
 since no layer has its name, since its tensors are wrong, or since there is no such adapter yet."""
 
-KINDS: tuple[Kind, ...] = (*RECOGNISED, LowRank())  # in the order in which they are asked
 _CHECKPOINT = "a checkpoint, no LoRA: from_pretrained of a model loads it"
 _PLAIN = {"down", "up", "alpha"}
 _UNFIT = ("unknown", "wrong", "unsupported")
@@ -112,7 +111,7 @@ class LoraPlan:
         """Attach the pairs of matrices whose names are not known in their order."""
         updates = (
             replace(each, status="by order", reason=reason)
-            if each.status == "unknown" and "mid" not in each.keys
+            if each.status == "unknown" and set(each.keys) <= {*_PLAIN, "scalar"}
             else each
             for each in self.updates
         )
@@ -137,7 +136,7 @@ def plan_lora(
     source: TensorSource,
     networks: Networks,
     settings: LoraSettings | None = None,
-    layer_problem: Callable[[Part, str], str | None] | None = None,
+    layer_problem: Callable[[Kind, Part, str], str | None] | None = None,
     split: tuple[list[Entry], list[str]] | None = None,
 ) -> LoraPlan:
     """Find what each tensor of a source is for. Nothing is read but multipliers, each of which is one number.
@@ -195,7 +194,7 @@ class _Planner:
         source: TensorSource,
         networks: Networks,
         settings: LoraSettings,
-        layer_problem: Callable[[Part, str], str | None] | None,
+        layer_problem: Callable[[Kind, Part, str], str | None] | None,
     ) -> None:
         self.source = source
         self.networks = networks
@@ -241,7 +240,7 @@ class _Planner:
             status, problem = "left out", UNUSED
         elif kind is None:
             problem = "a multiplier without matrices"
-        elif not isinstance(kind, LowRank):
+        elif isinstance(kind, Recognised):
             status, problem = "unsupported", kind.problem(infos, None)
         else:
             self.kinds[title] = kind
@@ -270,7 +269,7 @@ class _Planner:
     def _problem_at(self, known: Known, kind: Kind, infos: Mapping[Role, TensorInfo]) -> str | None:
         if not known.path:
             return kind.problem(infos, None)
-        if self.layer_problem is not None and (problem := self.layer_problem(known.part, known.path)):
+        if self.layer_problem is not None and (problem := self.layer_problem(kind, known.part, known.path)):
             return problem
         return kind.problem(infos, (self.networks[known.part].shapes or {}).get(known.path))
 
@@ -293,7 +292,7 @@ class _Planner:
 
 def _kind_of(roles: Mapping[Role, str]) -> Kind | None:
     if "down" in roles and roles.keys() <= _PLAIN:  # most are
-        return KINDS[-1]
+        return LOW_RANK
     return next((each for each in KINDS if each.is_told_by(roles)), None)
 
 

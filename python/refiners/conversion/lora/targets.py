@@ -11,7 +11,7 @@ from torch import Size
 from refiners.conversion.detection import Found
 from refiners.conversion.diffusion import Family, OpenedSources, family_of
 from refiners.conversion.formats import Component, our_format
-from refiners.conversion.lora.kinds import layer_problem
+from refiners.conversion.lora.kinds import Kind
 from refiners.conversion.lora.names import Network, Networks, Part
 from refiners.conversion.naming.clip import CLIP_L, SDXL_TEXT
 from refiners.conversion.naming.unet import SD15, SDXL
@@ -36,12 +36,12 @@ class Targets(NamedTuple):
     networks: Networks
     places: Mapping[Part, Mapping[str, Place]]
 
-    def layer_problem(self, part: Part, path: str) -> str | None:
-        """Say why a layer can have no update, if so."""
+    def layer_problem(self, kind: Kind, part: Part, path: str) -> str | None:
+        """Say why a layer can have no update of a kind, if so."""
         place = self.places[part][path]
         if place.parent is None:
             return "an adapter has replaced the layer, and does without it"
-        return layer_problem(place.layer)
+        return kind.layer_problem(place.layer)
 
 
 def targets_of(model: LatentDiffusionModel) -> Targets:

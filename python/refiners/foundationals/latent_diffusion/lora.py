@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora import Lora, LoraAdapter, auto_attach_loras
+from refiners.fluxion.adapters.lora import LayerUpdate, Lora, LoraAdapter, auto_attach_loras
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import find_places
 from refiners.foundationals.latent_diffusion.checks import check_scale, check_scopes
@@ -262,7 +262,7 @@ class SDLoraManager:
     def _remove(self, names: set[str]) -> None:
         with collections_paused():
             for adapter in self.lora_adapters:
-                own = {child.name for child in adapter if isinstance(child, Lora)}
+                own = {child.name for child in adapter if isinstance(child, LayerUpdate)}
                 if own and own <= names:
                     adapter.eject()
                     continue
@@ -279,7 +279,7 @@ class SDLoraManager:
         return [adapter for network in networks for adapter in network.layers(LoraAdapter, recurse=True)]
 
     @property
-    def loras(self) -> list[Lora[Any]]:
+    def loras(self) -> list[LayerUpdate]:
         """The updates of layers, those of the U-Net first."""
         networks = (self.unet, self.clip_text_encoder)
         return [lora for network in networks for lora in _loras_in(network)]
@@ -295,7 +295,7 @@ class SDLoraManager:
         """The multipliers of the LoRAs by their names."""
         return {name: self.get_scale(name) for name in self.names}
 
-    def get_loras_by_name(self, name: str, /) -> list[Lora[Any]]:
+    def get_loras_by_name(self, name: str, /) -> list[LayerUpdate]:
         """List the updates of a LoRA."""
         return [lora for lora in self.loras if lora.name == name]
 
@@ -342,7 +342,7 @@ class SDLoraManager:
         where the adapted layers of a chain are numbered from 1.
 
         Raises:
-            ValueError: If there is none of this name.
+            ValueError: If there is none of this name, or it has updates that are no pairs of matrices.
         """
         self._check_names([name])
         weights: dict[str, Tensor] = {}
@@ -353,6 +353,8 @@ class SDLoraManager:
                 lora = next((each for each in _loras_in(adapter) if each.name == name), None)
                 if lora is None:
                     continue
+                if not isinstance(lora, Lora):
+                    raise ValueError(f"LoRA {name!r} has updates that are not pairs of matrices: {lora.change}")
                 own = f"{type(network).__name__}.{paths[id(adapter.target)]}" if id(adapter.target) in paths else None
                 parent = (own or adapter.get_path()).rpartition(".")[0]
                 counts[parent] = counts.get(parent, 0) + 1
@@ -386,8 +388,8 @@ class SDLoraManager:
         return SDLoraManager._pad(key), _NO_SCORE
 
 
-def _loras_in(chain: fl.Chain) -> Iterator[Lora[Any]]:
-    return cast("Iterator[Lora[Any]]", chain.layers(Lora, recurse=True))
+def _loras_in(chain: fl.Chain) -> Iterator[LayerUpdate]:
+    return chain.layers(LayerUpdate, recurse=True)
 
 
 def _is_same(one: float | Tensor, other: float | Tensor) -> bool:

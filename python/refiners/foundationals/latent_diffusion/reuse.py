@@ -8,44 +8,30 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
 
 import torch
-from torch import Tensor, UntypedStorage, nn
+from torch import Tensor, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 from refiners.fluxion.adapters.lora.plain import find_plain_parts
+from refiners.fluxion.kept import Kept
 from refiners.fluxion.layers.watched import is_watched
-from refiners.ops.transforms import is_autocast, is_transformed
 
 _MOST_ROWS = 100  # of a table that is computed as a whole
-
-
-class _Entry(NamedTuple):
-    tensors: list[weakref.ref[Tensor]]  # their callbacks drop the entry
-    storages: list[UntypedStorage]  # held, so that no other tensor comes to lie at the same address
-    state: list[object]
-    result: Tensor
-    version: int
 
 
 class Reused:
     """The last result of a function of tensors and of linear layers, as long as none of them has changed.
 
-    The function must depend on nothing else: its owner makes sure of that at each call. A result belongs to the very
-    tensors it was made of, while they live and no in-place change, cast or move has touched them. Like autograd, this
-    sees changes by their version counters: not those written through `.data`, or past torch, as by numpy into shared
-    memory.
-
-    The function is simply called where a result could be wrong or in the way: while gradients are recorded, under
-    `torch.func` and autocast, while compiling or capturing a graph, for tensors without a version counter, which are
-    those made in inference mode, and where a layer is no plain `fl.Linear`, nor a `LoraAdapter` of one whose scales are
-    numbers.
+    The function must depend on nothing else: its owner makes sure of that at each call. See `refiners.fluxion.kept` for
+    what is noticed, and for where the function is simply called; it is also where a layer is no plain `fl.Linear`, nor
+    a `LoraAdapter` of one whose scales are numbers.
     """
 
     def __init__(self) -> None:
-        self._entry: _Entry | None = None  # replaced as a whole, for threads that share it
+        self._kept = Kept()
         self._seen: list[weakref.ref[Tensor]] = []  # the others of the last call
 
     def __call__(
@@ -78,49 +64,20 @@ class Reused:
 
     def forget(self) -> None:
         """Drop the result."""
-        self._entry = None
+        self._kept.forget()
 
     def _find(
         self, function: Callable[..., Tensor], inputs: Sequence[Tensor], layers: Sequence[fl.Module]
     ) -> Tensor | None:
         """Give the result, computed now if need be; None where it must not be kept."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
-            return None
-        if any(type(x) is not Tensor or x.is_meta for x in inputs):
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None  # before anything is looked at
+        if any(type(x) is not Tensor for x in inputs):
             return None
         tensors, numbers = list(inputs), list[object]()
         if not all(_add(layer, tensors, numbers) for layer in layers):
             return None
-        x = inputs[0]
-        if any(tensor.is_inference() or is_autocast(tensor) for tensor in tensors):
-            return None
-        if x.is_cuda:
-            if torch.cuda.is_current_stream_capturing():
-                return None  # a replay would read the result after it was dropped
-            numbers.append(torch.cuda.current_stream(x.device).cuda_stream)  # no other waits for what this one does
-        state = [(tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors] + numbers
-        entry = self._entry
-        if (
-            entry is not None
-            and entry.state == state
-            and all(kept() is tensor for kept, tensor in zip(entry.tensors, tensors))
-            and entry.result._version == entry.version  # nobody has written into it
-        ):
-            return entry.result
-        result = function(*inputs)
-        if type(result) is not Tensor or result.is_inference():
-            return result
-        this = weakref.ref(self)
-
-        def drop(_: object) -> None:
-            owner = this()
-            if owner is not None:
-                owner.forget()
-
-        owners = [weakref.ref(tensor, drop) for tensor in tensors]
-        storages = [tensor.untyped_storage() for tensor in tensors]
-        self._entry = _Entry(owners, storages, state, result, result._version)
-        return result
+        return self._kept.find(partial(function, *inputs), tensors, numbers)
 
     def __deepcopy__(self, memo: object) -> Reused:
         return Reused()

@@ -68,8 +68,9 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]], str]
         ),
         "the layer is a GroupNorm, expected Linear or Conv2d",
     ),
-    ("DoRA", lambda t: t | {f"{FIRST}.dora_scale": torch.randn(32, 1)}, "DoRA is not supported yet"),
-    ("LoHa", lambda t: t | {"lora_unet_conv_in.hada_w1_a": torch.randn(2, 2)}, "LoHa is not supported yet"),
+    ("DoRA", lambda t: t | {f"{FIRST}.dora_scale": torch.randn(31, 1)}, "one magnitude for each row or column"),
+    ("LoHa", lambda t: t | {"lora_unet_conv_in.hada_w1_a": torch.randn(2, 2)}, "the matrix 'hada_w1_b' is missing"),
+    ("OFT", lambda t: t | {"lora_unet_conv_in.oft_blocks": torch.randn(2, 2)}, "OFT is not supported yet"),
 ]
 
 

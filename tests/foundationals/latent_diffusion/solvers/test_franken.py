@@ -146,3 +146,14 @@ def test_a_scheduler_that_knows_little() -> None:
     expected = solver.cumulative_scale_factors[10] * x + solver.noise_std[10] * x  # it cannot add noise
     assert_close(solver.add_noise(x, x, 0), expected)
     assert_close(solver.remove_noise(expected, x, 0), x)
+
+
+def test_a_scheduler_that_counts_takes_its_steps_in_order(make: Callable[[], Any]) -> None:
+    solver, x = FrankenSolver(make, 5), latents()
+    x = solver(x, x.sin(), 0)
+    if make is SCHEDULERS["ddim"]:
+        solver(x, x.sin(), 3)
+    else:
+        with pytest.raises(AssertionError, match="expected step 1, or 0 to begin anew, got 3"):
+            solver(x, x.sin(), 3)
+    assert torch.isfinite(solver(latents(), latents().sin(), 0)).all()

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from torch import Size, Tensor
 
 from refiners.conversion.lora.keys import Role
 from refiners.conversion.tensor_info import TensorInfo
-from refiners.fluxion.adapters.lora import Lora
-from refiners.fluxion.layers import WeightedModule
+from refiners.fluxion.adapters.lora import LayerUpdate
+from refiners.fluxion.layers import Conv2d, Linear, WeightedModule
+
+NUMBERS = ("alpha", "scalar")
 
 
 class Kind(ABC):
-    """A way to change a layer by the tensors that a file has for it."""
+    """A way to change a layer by the tensors that a file has for it.
+
+    Attributes:
+        roles: What its tensors are for.
+        flags: Those of them that need not be of floating point.
+    """
+
+    roles: Collection[Role]
+    flags: Collection[Role] = ()
 
     @abstractmethod
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
@@ -25,14 +34,47 @@ class Kind(ABC):
     def is_told_by(self, roles: Collection[Role]) -> bool:
         """Whether tensors of these roles are of this kind; kinds are asked in an order."""
 
-    @abstractmethod
     def problem(self, tensors: Mapping[Role, TensorInfo], shape: Size | None) -> str | None:
         """Say what is wrong with the tensors, by themselves and for a layer whose weight has a shape, if known."""
+        for role, info in tensors.items():
+            if role not in (*self.roles, *NUMBERS):
+                first = role.rstrip("0123456789").rstrip("_")
+                return (
+                    f"{first} is given twice"
+                    if first in (*self.roles, *NUMBERS)
+                    else f"{role} is not one of its tensors"
+                )
+            if role in NUMBERS:
+                if info.shape.numel() != 1:
+                    return f"{role} must be one number, got shape {tuple(info.shape)}"
+            elif role not in self.flags and not info.dtype.is_floating_point:
+                return f"{role} is of {info.dtype}, expected floating point"
+        problem = self.problem_of_shapes({role: info.shape for role, info in tensors.items()}, shape)
+        if problem is None:
+            return None
+        sizes = (f"{role} {tuple(info.shape)}" for role, info in tensors.items() if role not in NUMBERS)
+        return f"{problem}, got {', '.join(sizes)}"
+
+    @abstractmethod
+    def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
+        """Say what is wrong with the shapes of the tensors; see `problem`."""
+
+    def layer_problem(self, layer: WeightedModule) -> str | None:
+        """Say why a layer can have no update of this kind, if so."""
+        return (
+            None
+            if isinstance(layer, (Linear, Conv2d))
+            else f"the layer is a {type(layer).__name__}, expected Linear or Conv2d"
+        )
 
     def rank(self, tensors: Mapping[Role, TensorInfo]) -> int | None:
-        """Give the inner dimension, if there is one."""
+        """Give the inner dimension by which alpha is divided, if there is one."""
         return None
 
     @abstractmethod
-    def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> Lora[Any]:
-        """Make the update for a layer; the tensors have passed `problem`, and `up` has been multiplied by its scale."""
+    def scaled(self, roles: Collection[Role]) -> Collection[Role]:
+        """Give the tensors to be multiplied by alpha / rank, of which the update is a linear function."""
+
+    @abstractmethod
+    def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> LayerUpdate:
+        """Make the update for a layer of tensors that have passed `problem`; those of `scaled` are multiplied."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Size, Tensor, nn
 
 import refiners.fluxion.layers as fl
 from refiners.conversion.lora.keys import Role
-from refiners.conversion.lora.kinds.kind import Kind
+from refiners.conversion.lora.kinds.kind import NUMBERS, Kind
 from refiners.conversion.tensor_info import TensorInfo
-from refiners.fluxion.adapters.lora import Conv2dLora, LinearLora, Lora
-
-_NUMBERS = ("alpha", "scalar")
-_ROLES = ("down", "up", "mid", *_NUMBERS)
+from refiners.fluxion.adapters.lora import Conv2dLora, LayerUpdate, LinearLora
 
 
 class LowRank(Kind):
@@ -26,8 +23,10 @@ class LowRank(Kind):
     decomposition. A linear layer is a convolution of 1×1: files have either for the other.
     """
 
+    roles = ("down", "up", "mid")
+
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
-        is_large = any(_kernel(info.shape) != (1, 1) for role, info in tensors.items() if role not in _NUMBERS)
+        is_large = any(kernel_of(info.shape) != (1, 1) for role, info in tensors.items() if role not in NUMBERS)
         return "LoCon" if is_large else "LoRA"
 
     def is_told_by(self, roles: Collection[Role]) -> bool:
@@ -37,26 +36,24 @@ class LowRank(Kind):
         down = tensors.get("down")
         return None if down is None or len(down.shape) == 0 else down.shape[0]
 
-    def problem(self, tensors: Mapping[Role, TensorInfo], shape: Size | None) -> str | None:
-        for role, info in tensors.items():
-            if role not in _ROLES:
-                return f"{role.partition('_')[0]} is given twice"
-            if role in _NUMBERS:
-                if info.shape.numel() != 1:
-                    return f"{role} must be one number, got shape {tuple(info.shape)}"
-            elif not info.dtype.is_floating_point:
-                return f"{role} is of {info.dtype}, expected floating point"
+    def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
         for role in ("down", "up"):
-            if role not in tensors:
+            if role not in shapes:
                 return f"the matrix {role!r} is missing"
-        down, up, mid = tensors["down"].shape, tensors["up"].shape, tensors.get("mid")
-        problem = _problem_of_shapes(down, up, None if mid is None else mid.shape, shape)
-        if problem is None:
-            return None
-        sizes = (f"{role} {tuple(info.shape)}" for role, info in tensors.items() if role not in _NUMBERS)
-        return f"{problem}, got {', '.join(sizes)}"
+        return _problem_of_shapes(shapes["down"], shapes["up"], shapes.get("mid"), shape)
 
-    def make(self, name: str, tensors: Mapping[Role, Tensor], layer: fl.WeightedModule) -> Lora[Any]:
+    def layer_problem(self, layer: fl.WeightedModule) -> str | None:
+        if not isinstance(layer, fl.Conv2d):
+            return super().layer_problem(layer)
+        square = all(isinstance(each, tuple) and len(set(each)) == 1 for each in (layer.stride, layer.padding))
+        if not square or layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
+            return f"updates of a convolution like this are not supported: {layer}"
+        return None
+
+    def scaled(self, roles: Collection[Role]) -> Collection[Role]:
+        return ("up",)
+
+    def make(self, name: str, tensors: Mapping[Role, Tensor], layer: fl.WeightedModule) -> LayerUpdate:
         down, up = tensors["down"], tensors["up"]
         if isinstance(layer, fl.Linear):
             return LinearLora.from_weights(name, down=down.flatten(1), up=up.flatten(1))
@@ -81,18 +78,6 @@ class LowRank(Kind):
         return lora
 
 
-def layer_problem(layer: fl.WeightedModule) -> str | None:
-    """Say why a layer can have no update of low rank, if so."""
-    if isinstance(layer, fl.Linear):
-        return None
-    if not isinstance(layer, fl.Conv2d):
-        return f"the layer is a {type(layer).__name__}, expected Linear or Conv2d"
-    square = all(isinstance(each, tuple) and len(set(each)) == 1 for each in (layer.stride, layer.padding))
-    if not square or layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
-        return f"updates of a convolution like this are not supported: {layer}"
-    return None
-
-
 def _problem_of_shapes(down: Size, up: Size, mid: Size | None, shape: Size | None) -> str | None:
     if any(len(size) not in (2, 4) or 0 in size for size in (down, up, *([] if mid is None else [mid]))):
         return "shapes must be those of linear layers or convolutions"
@@ -100,7 +85,7 @@ def _problem_of_shapes(down: Size, up: Size, mid: Size | None, shape: Size | Non
         return "down and up must have one rank"
     if mid is not None and (mid[1] != down[0] or mid[0] != up[1]):
         return "down, mid and up must fit together"
-    kernels = (_kernel(down), _kernel(up)) if mid is None else (_kernel(mid), _kernel(down), _kernel(up))
+    kernels = (kernel_of(down), kernel_of(up)) if mid is None else (kernel_of(mid), kernel_of(down), kernel_of(up))
     large = [kernel for kernel in kernels if kernel != (1, 1)]
     if len(large) > 1 or (large and large[0][0] != large[0][1]):
         return "one convolution may be larger than 1×1, and must be square"
@@ -108,12 +93,12 @@ def _problem_of_shapes(down: Size, up: Size, mid: Size | None, shape: Size | Non
         return "of three convolutions the middle one must be the larger one"
     if shape is None:
         return None
-    if up[0] != shape[0] or down[1] != shape[1] or (large[0] if large else (1, 1)) != _kernel(shape):
+    if up[0] != shape[0] or down[1] != shape[1] or (large[0] if large else (1, 1)) != kernel_of(shape):
         return f"shapes do not fit the layer's weight, which is {tuple(shape)}"
     return None
 
 
-def _kernel(shape: Size) -> tuple[int, int]:
+def kernel_of(shape: Size) -> tuple[int, int]:
     return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
 
 

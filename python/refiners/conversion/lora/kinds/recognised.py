@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from torch import Size, Tensor
 
 from refiners.conversion.lora.keys import Role
 from refiners.conversion.lora.kinds.kind import Kind
 from refiners.conversion.tensor_info import TensorInfo
-from refiners.fluxion.adapters.lora import Lora
+from refiners.fluxion.adapters.lora import LayerUpdate
 from refiners.fluxion.layers import WeightedModule
 
 
@@ -25,6 +24,7 @@ class Recognised(Kind):
     def __init__(self, title: str, role: Role) -> None:
         self.title = title
         self.role = role
+        self.roles = (role,)
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
         return self.title
@@ -35,19 +35,19 @@ class Recognised(Kind):
     def problem(self, tensors: Mapping[Role, TensorInfo], shape: Size | None) -> str:
         return f"{self.title} is not supported yet"
 
-    def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> Lora[Any]:
+    def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str:
+        return f"{self.title} is not supported yet"
+
+    def scaled(self, roles: Collection[Role]) -> Collection[Role]:
+        return ()
+
+    def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> LayerUpdate:
         raise NotImplementedError(f"{self.title} is not supported yet")
 
 
 RECOGNISED = (
-    Recognised("DoRA", "dora_scale"),  # arXiv:2402.09353: a pair of matrices, and a magnitude
-    Recognised("LoHa", "hada"),  # arXiv:2108.06098
-    Recognised("LoKr", "lokr"),  # arXiv:2309.14859
     Recognised("OFT", "oft"),  # arXiv:2306.07280
     Recognised("GLoRA", "glora"),  # arXiv:2306.07967
-    Recognised("IA3", "ia3"),  # arXiv:2205.05638
-    Recognised("full difference", "diff"),
-    Recognised("norm difference", "norm"),
     Recognised("LoRA with a bias", "lora_bias"),
     Recognised("LoRA with a sparse bias", "sparse_bias"),
     Recognised("LoRA of an embedding", "lora_embedding"),

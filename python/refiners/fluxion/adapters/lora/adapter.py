@@ -10,8 +10,9 @@ from torch import Tensor, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
-from refiners.fluxion.adapters.lora.lora import Lora
-from refiners.fluxion.adapters.lora.plain import find_plain_parts
+from refiners.fluxion.adapters.lora.factors import apply_weight, per_channel
+from refiners.fluxion.adapters.lora.plain import find_plain_parts, shares_base
+from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
 from refiners.ops import lora_block_cache, lora_linear, prepare_lora_block
 from refiners.ops.transforms import is_transformed
 
@@ -31,7 +32,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
     # The multipliers, and the tensor that holds them. Where gradients are recorded (True) it is never changed in place.
     _scales: dict[bool, tuple[tuple[float, ...], Tensor]]
 
-    def __init__(self, target: fl.WeightedModule, /, *loras: Lora[Any]) -> None:
+    def __init__(self, target: fl.WeightedModule, /, *loras: LayerUpdate) -> None:
         with self.setup_adapter(target):
             super().__init__(target, *loras)
         self.__dict__["_scales"] = {}  # past torch's bookkeeping: sets have a thousand adapters
@@ -39,9 +40,19 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
     def forward(self, *args: Any) -> Any:
         plain = find_plain_parts(self) if len(args) == 1 and isinstance(args[0], Tensor) else None
         if plain is None or not plain.fit(args[0]):
-            return super().forward(*args)
+            return self._from_base(*args) if shares_base(self) and len(args) == 1 else super().forward(*args)
         x, (weight, bias, downs, ups, scales) = args[0], plain
         return lora_linear(x, weight, bias, downs, ups, self._scale_tensor(scales, x), prepare_lora_block(weight, ups))
+
+    def _from_base(self, x: Tensor) -> Tensor:
+        """Compute the layer once, for itself and for the updates that are made of what it returns."""
+        layer = cast("fl.Linear | fl.Conv2d", self.target)
+        base = apply_weight(layer, x, layer.weight)
+        y = base if layer.bias is None else base + per_channel(layer, layer.bias)
+        for update in list(self)[1:]:
+            is_based = isinstance(update, WeightUpdate) and update.uses_base
+            y = y + (update.from_base(x, base) if is_based else update(x))
+        return y
 
     def eject(self) -> None:
         super().eject()
@@ -74,9 +85,9 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         self.__dict__["_scales"] = {}  # each copy has scales of its own
 
     @property
-    def lora_layers(self) -> Iterator[Lora[Any]]:
+    def lora_layers(self) -> Iterator[LayerUpdate]:
         """The updates, those of adapters nested around the target included."""
-        return cast("Iterator[Lora[Any]]", self.layers(Lora))
+        return self.layers(LayerUpdate)
 
     @property
     def names(self) -> list[str]:
@@ -84,7 +95,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         return [lora.name for lora in self.lora_layers]
 
     @property
-    def loras(self) -> dict[str, Lora[Any]]:
+    def loras(self) -> dict[str, LayerUpdate]:
         """The updates by name."""
         return {lora.name: lora for lora in self.lora_layers}
 
@@ -116,7 +127,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         for name, value in values.items():
             loras[name].scale = value
 
-    def add_lora(self, lora: Lora[Any], /) -> None:
+    def add_lora(self, lora: LayerUpdate, /) -> None:
         """Add an update; raise `AssertionError` if its name is taken, or if it is attached elsewhere."""
         if lora.name in self.names:
             raise AssertionError(f"LoRA layer with name {lora.name} already exists")
@@ -124,7 +135,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             raise AssertionError(f"LoRA {lora.name} already has parent {type(lora.parent).__name__}: remove it first")
         self.append(lora)
 
-    def remove_lora(self, name: str, /) -> Lora[Any] | None:
+    def remove_lora(self, name: str, /) -> LayerUpdate | None:
         """Remove and return an update, or return `None` if there is none of that name."""
         lora = self.loras.get(name)
         if lora is not None:

@@ -11,6 +11,7 @@ from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 from refiners.fluxion.adapters.lora.places import Place
+from refiners.fluxion.adapters.lora.update import LayerUpdate
 
 
 class _Slot:
@@ -30,7 +31,7 @@ class _Slot:
         is_free = isinstance(self.layer, type(lora.up)) and lora.name not in self.names
         return is_free and lora.is_compatible(self.layer)
 
-    def attach(self, lora: Lora[Any]) -> LoraAdapter:
+    def attach(self, lora: LayerUpdate) -> LoraAdapter:
         """Add the update to the adapter of the layer, or make one, which is not injected yet."""
         if isinstance(lora, Conv2dLora) and isinstance(self.layer, fl.Conv2d):
             # The layer and its update must give results of one size.
@@ -55,7 +56,7 @@ def _walk_slots(target: fl.Chain, include: list[str] | None, exclude: list[str] 
         module, parent, is_included = to_do.pop()
         if isinstance(module, fl.Chain):
             name = type(module).__name__
-            if name not in excluded and not isinstance(module, Lora):
+            if name not in excluded and not isinstance(module, LayerUpdate):
                 is_included = is_included or name in included
                 to_do.extend([(child, module, is_included) for child in reversed(module._modules.values())])
         elif is_included and parent is not None and isinstance(module, fl.WeightedModule):
@@ -151,7 +152,7 @@ def auto_attach_loras(
     return failed
 
 
-def attach_loras(loras: Iterable[tuple[Lora[Any], Place]]) -> None:
+def attach_loras(loras: Iterable[tuple[LayerUpdate, Place]]) -> None:
     """Attach updates to layers that are known; `find_places` knows them.
 
     Args:
@@ -174,7 +175,7 @@ def attach_loras(loras: Iterable[tuple[Lora[Any], Place]]) -> None:
 
 
 class _Attachment(NamedTuple):
-    lora: Lora[Any]
+    lora: LayerUpdate
     adapter: LoraAdapter
     is_new: bool  # the adapter was made for this update
     strides: tuple[Any, Any] | None  # of a convolution before it was attached
@@ -196,7 +197,7 @@ def _attach(
     return True
 
 
-def _attach_to(slot: _Slot, lora: Lora[Any]) -> _Attachment:
+def _attach_to(slot: _Slot, lora: LayerUpdate) -> _Attachment:
     is_new = slot.adapter is None
     strides = (lora.stride, lora.down.stride) if isinstance(lora, Conv2dLora) else None
     adapter = slot.attach(lora)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, device as Device, dtype as DType, nn
@@ -10,7 +10,7 @@ from torch.nn.init import normal_, zeros_
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.bulk import collections_paused
-from refiners.fluxion.layers.module import twin
+from refiners.fluxion.adapters.lora.update import LayerUpdate
 
 if TYPE_CHECKING:
     from refiners.fluxion.adapters.lora.adapter import LoraAdapter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=fl.WeightedModule)
 
 
-class Lora(Generic[T], fl.Chain, ABC):
+class Lora(Generic[T], LayerUpdate):
     """Compute `scale * up(down(x))`, the low-rank update of a layer.
 
     See [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685), section 4.1. A fresh update is zero.
@@ -47,17 +47,13 @@ class Lora(Generic[T], fl.Chain, ABC):
             raise ValueError(f"rank must be at least 1, got {rank}")
         self.name = name
         self._rank = rank
-        self._scale: float | Tensor = scale
+        self._scale = scale
         super().__init__(*self.lora_layers(device=device, dtype=dtype), fl.Multiply(scale))
         self.reset_parameters()
 
     @abstractmethod
     def lora_layers(self, device: Device | str | None = None, dtype: DType | None = None) -> tuple[T, T]:
         """Create the layers `down` and `up`."""
-
-    @abstractmethod
-    def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
-        """Whether the update can be added to a layer."""
 
     @property
     def down(self) -> T:
@@ -73,17 +69,6 @@ class Lora(Generic[T], fl.Chain, ABC):
     def rank(self) -> int:
         """The inner dimension."""
         return self._rank
-
-    @property
-    def scale(self) -> float | Tensor:
-        """The multiplier: a number, or a tensor of shape [batch] or [batch, tokens] with one for each row."""
-        return self._scale
-
-    @scale.setter
-    def scale(self, value: float | Tensor) -> None:
-        multiply = self.ensure_find(fl.Multiply)
-        self._scale = value
-        multiply.scale = value
 
     def reset_parameters(self) -> None:
         """Draw `down` from a normal distribution of standard deviation 1 / rank, and set `up` to zero."""
@@ -171,12 +156,6 @@ class Lora(Generic[T], fl.Chain, ABC):
         from refiners.fluxion.adapters.lora.attach import attach_first
 
         return attach_first(self, target, include, exclude)
-
-    def _post_structural_copy(self, source: Lora[T]) -> None:
-        # The scale belongs to the copy: the layers that apply it must not be shared.
-        for child in self:
-            if isinstance(child, fl.Multiply):
-                self.replace(child, twin(child))
 
 
 class LinearLora(Lora[fl.Linear]):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.lora import LinearLora
-from refiners.fluxion.layers.watched import has_global_hooks, is_watched_state
+from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
+from refiners.fluxion.layers.watched import has_global_hooks, is_watched, is_watched_state
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -86,6 +87,19 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
     parts.ups.append(up_weight)
     parts.scales.append(scale)
     return True
+
+
+def shares_base(adapter: LoraAdapter) -> bool:
+    """Whether an update is made of what the layer returns, and layer and updates can be called past their hooks."""
+    layer = adapter.target
+    if type(layer) not in (fl.Linear, fl.Conv2d) or len(adapter) == 0 or adapter[0] is not layer:
+        return False
+    updates = [update for update in adapter if isinstance(update, LayerUpdate)]
+    if len(updates) + 1 != len(adapter) or not any(
+        isinstance(each, WeightUpdate) and each.uses_base for each in updates
+    ):
+        return False
+    return not any(is_watched(each) for update in (layer, *updates) for each in (update, *update.children()))
 
 
 def _is_plain(weight: Tensor | None) -> TypeGuard[Tensor]:

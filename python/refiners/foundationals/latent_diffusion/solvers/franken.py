@@ -73,6 +73,7 @@ class FrankenSolver(Solver):
         return {"get_diffusers_scheduler": self.get_diffusers_scheduler}
 
     def _generate_timesteps(self) -> Shaped[Tensor, " steps"]:
+        self._next_step = self.first_inference_step
         self.diffusers_scheduler = self.get_diffusers_scheduler()
         self.diffusers_scheduler.set_timesteps(self.num_inference_steps)
         return self.diffusers_scheduler.timesteps
@@ -91,6 +92,7 @@ class FrankenSolver(Solver):
 
     def reset(self) -> None:
         self.diffusers_scheduler.set_timesteps(self.num_inference_steps)  # forgets the steps made so far
+        self._next_step = self.first_inference_step
 
     def _timestep(self, step: int) -> Tensor:
         return self.diffusers_scheduler.timesteps[step]
@@ -112,6 +114,12 @@ class FrankenSolver(Solver):
         self._check_call(x, predicted_noise, step, generator)
         if step == self.first_inference_step:
             self.reset()
+        counts = getattr(self.diffusers_scheduler, "step_index", None) is not None
+        if counts and step != self._next_step:  # it would take the step that it has counted
+            raise AssertionError(
+                f"a scheduler takes its steps in order: expected step {self._next_step}, or {self.first_inference_step}"
+                f" to begin anew, got {step}"
+            )
         make_step = self.diffusers_scheduler.step
         options: dict[str, Any] = {}
         if generator is not None and "generator" in inspect.signature(make_step).parameters:
@@ -119,6 +127,7 @@ class FrankenSolver(Solver):
         result = make_step(predicted_noise, self._timestep(step), x, **options)
         if isinstance(result, tuple):
             raise AssertionError("the scheduler must return an object with `prev_sample`, got a tuple")
+        self._next_step = step + 1
         return result.prev_sample
 
     def add_noise(

@@ -1,0 +1,81 @@
+"""Channels multiplied by learned numbers: IA³."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Size, Tensor
+
+from refiners.conversion.lora.keys import Role
+from refiners.conversion.lora.kinds.kind import Kind
+from refiners.conversion.tensor_info import TensorInfo
+from refiners.fluxion.adapters.lora import ChannelFactors, LayerUpdate, WeightUpdate
+from refiners.fluxion.layers import Conv2d, Linear, WeightedModule
+
+
+class LycorisRescaled(Kind):
+    """The update of each channel by a multiple of it, as LyCORIS has it: a flag tells those of inputs."""
+
+    roles = ("ia3_w", "on_input")
+    flags = ("on_input",)
+
+    def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
+        return "IA3"
+
+    def is_told_by(self, roles: Collection[Role]) -> bool:
+        return "on_input" in roles
+
+    def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
+        if "ia3_w" not in shapes:
+            return "the factors are missing"
+        if shapes["on_input"].numel() != 1:
+            return "the flag 'on_input' must be one value"
+        return _problem_of_factors(shapes["ia3_w"], shape)
+
+    def scaled(self, roles: Collection[Role]) -> Collection[Role]:
+        return ()
+
+    def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> LayerUpdate:
+        assert isinstance(layer, (Linear, Conv2d))
+        of_inputs = bool(tensors["on_input"].item())
+        return WeightUpdate(name, layer, ChannelFactors(layer, tensors["ia3_w"].flatten(), of_inputs))
+
+
+class PeftRescaled(Kind):
+    """The update to channels times numbers, as PEFT has it, bias included.
+
+    Those of a linear layer have the shape [out, 1] or [1, in]. Those of a convolution have one shape for both: where
+    either could be meant they are those of what it returns, which PEFT takes for all but its feed-forward layers.
+    """
+
+    roles = ("ia3_l",)
+
+    def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
+        return "IA3"
+
+    def is_told_by(self, roles: Collection[Role]) -> bool:
+        return "ia3_l" in roles
+
+    def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
+        return _problem_of_factors(shapes["ia3_l"], shape)
+
+    def scaled(self, roles: Collection[Role]) -> Collection[Role]:
+        return ()
+
+    def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> LayerUpdate:
+        assert isinstance(layer, (Linear, Conv2d))
+        numbers = tensors["ia3_l"]
+        if isinstance(layer, Linear):
+            of_inputs = numbers.ndim > 1 and numbers.shape[0] == 1
+        else:
+            of_inputs = numbers.numel() != layer.out_channels
+        return WeightUpdate(name, layer, ChannelFactors(layer, numbers.flatten() - 1, of_inputs, with_bias=True))
+
+
+def _problem_of_factors(factors: Size, shape: Size | None) -> str | None:
+    sizes = [size for size in factors if size != 1]
+    if len(sizes) > 1:
+        return "there must be one factor for each channel"
+    if shape is not None and factors.numel() not in shape[:2]:
+        return f"there must be one factor for each row or column of the weight, which is {tuple(shape)}"
+    return None

@@ -1,0 +1,103 @@
+"""Changes of a layer that refer to it, and those of its weight that are kept in factors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import refiners.fluxion.layers as fl
+from refiners.ops import conv2d, linear
+
+
+class LayerChange(fl.Module, ABC):
+    """A change of what a layer returns, but for its bias.
+
+    Args:
+        layer: The layer. It is referred to and no child: its weights belong to the tree that it is in.
+    """
+
+    def __init__(self, layer: fl.Linear | fl.Conv2d) -> None:
+        super().__init__()
+        self._layer = (layer,)  # torch does not look for modules in tuples
+
+    @property
+    def layer(self) -> fl.Linear | fl.Conv2d:
+        """The layer that is changed."""
+        return self._layer[0]
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether the change is made of what the layer returns."""
+        return False
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
+        return self.from_base(x, apply_weight(self.layer, x, self.layer.weight))
+
+    def from_base(self, x: Float[Tensor, "batch *shape"], base: Float[Tensor, "batch *out_shape"]) -> Tensor:
+        """Compute the change by what the layer returns without its bias, if it is made of that."""
+        raise NotImplementedError(f"{type(self).__name__} does not look at what the layer returns")
+
+    def __str__(self) -> str:
+        shapes = (f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
+        return f"{type(self).__name__}({', '.join(shapes)})"
+
+
+class WeightFactors(LayerChange):
+    """A change of a layer's weight, made of factors that take less memory than the weight.
+
+    Args:
+        layer: The layer.
+        factors: The factors by their names.
+    """
+
+    def __init__(self, layer: fl.Linear | fl.Conv2d, **factors: Tensor | None) -> None:
+        super().__init__(layer)
+        for name, factor in factors.items():
+            self.register_parameter(name, None if factor is None else nn.Parameter(factor))
+
+    @abstractmethod
+    def difference(self) -> Float[Tensor, "out_features in_features *kernel"]:
+        """Multiply the factors: the change of the weight, in its shape."""
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
+        return apply_weight(self.layer, x, self.difference())
+
+
+class LowRankFactors(WeightFactors):
+    """`up · down`, as of [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685), section 4.1.
+
+    Args:
+        layer: The layer.
+        down: Shape [rank, in], or [rank, in, height, width] of a convolution.
+        up: Shape [out, rank].
+    """
+
+    down: Tensor
+    up: Tensor
+
+    def __init__(self, layer: fl.Linear | fl.Conv2d, down: Tensor, up: Tensor) -> None:
+        super().__init__(layer, down=down, up=up)
+
+    def difference(self) -> Tensor:
+        return (self.up @ self.down.flatten(1)).view(self.layer.weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply_low_rank(self.layer, x, self.down, self.up)
+
+
+def apply_weight(layer: fl.Linear | fl.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    """Compute what a layer would return with another weight, and without a bias."""
+    return linear(x, weight) if isinstance(layer, fl.Linear) else layer._conv_forward(x, weight, None)
+
+
+def apply_low_rank(layer: fl.Linear | fl.Conv2d, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Compute what a layer would return with the weight `up · down`, and without a bias, in two steps."""
+    inner = apply_weight(layer, x, down)
+    return linear(inner, up) if isinstance(layer, fl.Linear) else conv2d(inner, up[:, :, None, None])
+
+
+def per_channel(layer: fl.Linear | fl.Conv2d, values: Float[Tensor, " channels"]) -> Tensor:
+    """Shape numbers, one for each channel of a layer, so that they multiply what it takes or returns."""
+    return values if isinstance(layer, fl.Linear) else values[:, None, None]

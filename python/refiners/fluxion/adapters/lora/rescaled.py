@@ -1,0 +1,51 @@
+"""Changes of the channels of a layer by a factor each."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora.factors import LayerChange, apply_weight, per_channel
+
+
+class ChannelFactors(LayerChange):
+    """Add to each channel that a layer returns, or takes, a multiple of it.
+
+    See [[arXiv:2205.05638] IA³](https://arxiv.org/abs/2205.05638), section 3.3, where the channels are multiplied by
+    learned numbers l: the factors here are l - 1.
+
+    Args:
+        layer: The layer.
+        factors: Shape [out], or [in].
+        of_inputs: Whether they are for what the layer takes.
+        with_bias: Whether what the layer returns is multiplied with its bias.
+    """
+
+    factors: Tensor
+
+    def __init__(
+        self,
+        layer: fl.Linear | fl.Conv2d,
+        factors: Float[Tensor, " channels"],
+        of_inputs: bool = False,
+        with_bias: bool = False,
+    ) -> None:
+        super().__init__(layer)
+        self.factors = nn.Parameter(factors)
+        self.of_inputs = of_inputs
+        self.with_bias = with_bias
+
+    @property
+    def uses_base(self) -> bool:
+        return not self.of_inputs
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
+        if self.uses_base:
+            return super().forward(x)
+        return apply_weight(self.layer, x * per_channel(self.layer, self.factors), self.layer.weight)
+
+    def from_base(self, x: Tensor, base: Tensor) -> Tensor:
+        if self.with_bias and self.layer.bias is not None:
+            base = base + per_channel(self.layer, self.layer.bias)
+        return base * per_channel(self.layer, self.factors)

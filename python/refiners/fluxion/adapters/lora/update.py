@@ -1,0 +1,85 @@
+"""The updates of layers: what they have in common, and those of any kind but low rank."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor
+
+import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora.factors import LayerChange
+from refiners.fluxion.layers.module import twin
+
+
+class LayerUpdate(fl.Chain, ABC):
+    """A change of what a layer returns, with a name and a multiplier. The multiplication is the last of its layers.
+
+    Attributes:
+        name: What the update is called where several share a layer.
+    """
+
+    name: str
+    _scale: float | Tensor
+
+    @abstractmethod
+    def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
+        """Whether the update can be added to a layer."""
+
+    @property
+    def scale(self) -> float | Tensor:
+        """The multiplier: a number, or a tensor of shape [batch] or [batch, tokens] with one for each row."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, value: float | Tensor) -> None:
+        multiply = self.ensure_find(fl.Multiply)
+        self._scale = value
+        multiply.scale = value
+
+    def _post_structural_copy(self, source: LayerUpdate) -> None:
+        # The scale belongs to the copy: the layers that apply it must not be shared.
+        for child in self:
+            if isinstance(child, fl.Multiply):
+                self.replace(child, twin(child))
+
+
+class WeightUpdate(LayerUpdate):
+    """Compute `scale * change(x)`, the update of one layer by a change that was made for it.
+
+    Args:
+        name: What the update is called where several share a layer.
+        layer: The layer.
+        change: The change of what it returns: a `LayerChange`, or a layer like it with the differences as weights.
+        scale: The multiplier (dimensionless).
+
+    Receives:
+        x (Float[Tensor, "batch *shape"]): The input of the layer.
+
+    Returns:
+        Float[Tensor, "batch *out_shape"]: The update of its output.
+    """
+
+    def __init__(self, name: str, /, layer: fl.WeightedModule, change: fl.Module, scale: float = 1.0) -> None:
+        self.name = name
+        self._layer = (layer,)  # no child of the update
+        self._scale = scale
+        super().__init__(change, fl.Multiply(scale))
+
+    def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
+        return layer is self._layer[0]
+
+    @property
+    def change(self) -> fl.Module:
+        """The change."""
+        return self[0]
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether the change is made of what the layer returns without its bias."""
+        return isinstance(self.change, LayerChange) and self.change.uses_base
+
+    def from_base(self, x: Float[Tensor, "batch *shape"], base: Float[Tensor, "batch *out_shape"]) -> Tensor:
+        """Compute the update by what the layer returns without its bias."""
+        assert isinstance(self.change, LayerChange)
+        return self.ensure_find(fl.Multiply)(self.change.from_base(x, base))

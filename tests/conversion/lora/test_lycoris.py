@@ -1,0 +1,191 @@
+"""Files of LyCORIS and of PEFT do to a layer what those libraries do to theirs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lycoris.modules as lycoris
+import pytest
+import torch
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[2] / "foundationals" / "latent_diffusion" / "lora"))
+
+from small_models import assert_same, make_sd1, names_of, state_of
+
+import refiners.fluxion.layers as fl
+from refiners.foundationals.latent_diffusion import StableDiffusion_1
+from refiners.foundationals.latent_diffusion.lora import SDLoraManager
+
+logging.getLogger("LyCORIS").setLevel(logging.ERROR)
+
+LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+WITH_BIAS = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2"
+CONV = "up_blocks.1.resnets.2.conv1"
+STRIDED = "down_blocks.0.downsamplers.0.conv"
+SMALL_CONV = "down_blocks.1.attentions.0.proj_in"
+NORM = "down_blocks.1.attentions.0.norm"
+LAYERS = (LINEAR, WITH_BIAS, CONV, STRIDED, SMALL_CONV)
+
+Make = Callable[[nn.Module], nn.Module]
+
+
+def lora(**options: Any) -> Make:
+    return lambda layer: lycoris.LoConModule("x", layer, lora_dim=4, alpha=2, **options)
+
+
+def loha(**options: Any) -> Make:
+    return lambda layer: lycoris.LohaModule("x", layer, alpha=2, **{"lora_dim": 4, **options})
+
+
+def lokr(**options: Any) -> Make:
+    return lambda layer: lycoris.LokrModule("x", layer, alpha=2, **{"lora_dim": 2, "factor": 4, **options})
+
+
+KINDS: dict[str, tuple[str, Make]] = {
+    "LoRA": ("LoRA", lora()),
+    "LoHa": ("LoHa", loha()),
+    "LoHa of a high rank": ("LoHa", loha(lora_dim=16)),
+    "LoHa, Tucker": ("LoHa", loha(use_tucker=True)),
+    "LoKr": ("LoKr", lokr()),
+    "LoKr, both in factors": ("LoKr", lokr(decompose_both=True, lora_dim=1)),
+    "LoKr, whole": ("LoKr", lokr(full_matrix=True)),
+    "LoKr, Tucker": ("LoKr", lokr(use_tucker=True)),
+    "DoRA": ("DoRA", lora(weight_decompose=True)),
+    "DoRA of columns": ("DoRA", lora(weight_decompose=True, wd_on_out=False)),
+    "DoRA of a LoHa": ("DoRA", loha(weight_decompose=True)),
+    "DoRA of a LoKr": ("DoRA", lokr(weight_decompose=True)),
+    "full": ("full difference", lambda layer: lycoris.FullModule("x", layer)),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> StableDiffusion_1:
+    return make_sd1()
+
+
+@pytest.fixture
+def manager(model: StableDiffusion_1) -> Iterator[SDLoraManager]:
+    before, made = state_of(model), SDLoraManager(model)
+    yield made
+    made.remove_all()
+    assert_same(before, model)
+
+
+def layer_of(model: StableDiffusion_1, name: str) -> Any:
+    return names_of(model)[name]
+
+
+def theirs_like(layer: Any) -> nn.Module:
+    """Make torch's own layer with the same weights."""
+    if isinstance(layer, fl.Linear):
+        other: Any = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    elif isinstance(layer, fl.Conv2d):
+        sizes: Any = {"stride": layer.stride, "padding": layer.padding, "bias": layer.bias is not None}
+        other = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, **sizes)
+    else:
+        other = nn.GroupNorm(layer.num_groups, layer.num_channels, eps=layer.eps)
+    other.load_state_dict(layer.state_dict())
+    return other.requires_grad_(False)
+
+
+def input_of(layer: Any) -> Tensor:
+    if isinstance(layer, fl.Linear):
+        return torch.randn(2, 7, layer.in_features)
+    return torch.randn(2, layer.weight.shape[1] if isinstance(layer, fl.Conv2d) else layer.num_channels, 6, 8)
+
+
+def randomize(module: nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "dora_scale" in name or "magnitude" in name:
+                parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
+            else:
+                parameter.normal_(std=0.2)
+
+
+def file_of(module: Any, name: str) -> dict[str, Tensor]:
+    return {f"lora_unet_{name.replace('.', '_')}.{key}": value.detach() for key, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_lycoris(kind: str, name: str, manager: SDLoraManager) -> None:
+    title, make = KINDS[kind]
+    layer = layer_of(manager.target, name)
+    other = theirs_like(layer)
+    module: Any = make(other)
+    randomize(module)
+    module.apply_to()
+    (update,) = manager.add_loras("style", file_of(module, name)).updates
+    assert update.kind in (title, "LoCon") and update.status == "fits"
+    x, (adapter,) = input_of(layer), manager.lora_adapters
+    torch.testing.assert_close(adapter(x), other(x), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("of_inputs", [False, True])
+@pytest.mark.parametrize("name", [LINEAR, WITH_BIAS])
+def test_lycoris_ia3(name: str, of_inputs: bool, manager: SDLoraManager) -> None:
+    layer = layer_of(manager.target, name)
+    other = theirs_like(layer)
+    module: Any = lycoris.IA3Module("x", other, train_on_input=of_inputs)
+    randomize(module)
+    manager.add_loras("style", file_of(module, name))
+    x, (adapter,) = input_of(layer), manager.lora_adapters
+    module.apply_to()
+    torch.testing.assert_close(adapter(x), other(x), rtol=1e-5, atol=1e-5)
+
+
+def test_lycoris_norm(manager: SDLoraManager) -> None:
+    layer = layer_of(manager.target, NORM)
+    other = theirs_like(layer)
+    module: Any = lycoris.NormModule("x", other)
+    randomize(module)
+    manager.add_loras("style", file_of(module, NORM))
+    x, (adapter,) = input_of(layer), manager.lora_adapters
+    module.apply_to()
+    torch.testing.assert_close(adapter(x), other(x), rtol=1e-5, atol=1e-5)
+
+
+PEFT: dict[str, Callable[..., PeftConfig]] = {
+    "LoRA": lambda **names: LoraConfig(r=4, lora_alpha=2, **names),
+    "DoRA": lambda **names: LoraConfig(r=4, lora_alpha=2, use_dora=True, **names),
+    "LoHa": lambda **names: LoHaConfig(r=4, alpha=4, **names),
+    "LoKr": lambda **names: LoKrConfig(r=4, alpha=4, **names),
+    "IA3": lambda **names: IA3Config(feedforward_modules=[], **names),
+    "IA3 of inputs": lambda **names: IA3Config(feedforward_modules=names["target_modules"], **names),
+}
+
+
+@pytest.mark.parametrize("name", [LINEAR, WITH_BIAS, CONV, SMALL_CONV])
+@pytest.mark.parametrize("kind", PEFT)
+def test_peft(kind: str, name: str, manager: SDLoraManager) -> None:
+    if (kind, name) == ("IA3 of inputs", SMALL_CONV):
+        pytest.skip("the file does not tell them from those of outputs, of which there are as many")
+    layer = layer_of(manager.target, name)
+    tree: Any = nn.Module()
+    *path, last = name.split(".")
+    parent = tree
+    for each in path:
+        parent.add_module(each, nn.Module())
+        parent = getattr(parent, each)
+    parent.add_module(last, theirs_like(layer))
+    wrapped: Any = get_peft_model(tree, PEFT[kind](target_modules=[name]))
+    adapted = wrapped.base_model.model.get_submodule(name)
+    for parameter_name, parameter in adapted.named_parameters():
+        if "base_layer" not in parameter_name:
+            with torch.no_grad():
+                parameter.mul_(1 + torch.rand_like(parameter)).add_(0.1 * torch.randn_like(parameter))
+    prefix = "base_model.model."
+    tensors = {f"unet.{key.removeprefix(prefix)}": value for key, value in get_peft_model_state_dict(wrapped).items()}
+    if kind in ("LoRA", "DoRA"):
+        tensors[f"unet.{name}.alpha"] = torch.tensor(2.0)
+    manager.add_loras("style", tensors)
+    x, (adapter,) = input_of(layer), manager.lora_adapters
+    with torch.no_grad():
+        torch.testing.assert_close(adapter(x), adapted(x), rtol=2e-5, atol=2e-5)
