@@ -111,7 +111,7 @@ class MergedLoras:
         """Make the weights with updates of some names anew, after a change of their multipliers or matrices."""
         for update in self.updates:
             if update.name in names:
-                _check_scale(update)
+                check_mergeable(update.name, update.scale)
         with torch.no_grad():
             self._write({key for key, each in self._layers.items() if any(one.name in names for one in each.updates)})
 
@@ -143,16 +143,16 @@ class MergedLoras:
                 parameter.copy_(parameter.to(wide) + change)
 
 
-def _check_scale(update: LayerUpdate) -> None:
-    if isinstance(update.scale, Tensor) and update.scale.ndim > 0:
+def check_mergeable(name: str, scale: float | Tensor) -> None:
+    """Raise `ValueError` if a multiplier is none for all samples alike."""
+    if isinstance(scale, Tensor) and scale.ndim > 0:
         raise ValueError(
-            f"LoRA {update.name!r} has a multiplier for each sample, of shape {tuple(update.scale.shape)}: it cannot be"
-            " merged"
+            f"LoRA {name!r} has a multiplier for each sample, of shape {tuple(scale.shape)}: it cannot be merged"
         )
 
 
 def _check(layer: fl.WeightedModule, update: LayerUpdate) -> None:
-    _check_scale(update)
+    check_mergeable(update.name, update.scale)
     for name, parameter in layer.named_parameters(recurse=False):
         if type(parameter) is not nn.Parameter or not parameter.dtype.is_floating_point:
             raise ValueError(
