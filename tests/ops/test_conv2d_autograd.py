@@ -51,7 +51,7 @@ def test_only_what_needs_a_gradient_gets_one(isa):
 @pytest.mark.parametrize(
     ("case", "layout"),
     [(CASES[0], Tensor.contiguous), (CASES[0], channels_last), (CASES[9], channels_last), (CASES[15], channels_last)],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_opcheck(case, layout, isa):
     inputs, options = make_inputs(*case, torch.float32), case[-1]

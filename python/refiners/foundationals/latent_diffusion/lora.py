@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,21 +10,19 @@ import torch
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora import LayerUpdate, Lora, LoraAdapter, auto_attach_loras
+from refiners.fluxion.adapters.lora import LayerUpdate, Lora, LoraAdapter, MergedLoras, auto_attach_loras
 from refiners.fluxion.adapters.lora.bulk import collections_paused
+from refiners.fluxion.adapters.lora.merge import check_mergeable
 from refiners.fluxion.adapters.lora.places import find_places
 from refiners.foundationals.latent_diffusion.checks import check_scale, check_scopes
+from refiners.foundationals.latent_diffusion.lora_by_order import LorasByOrder
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
 if TYPE_CHECKING:
     from refiners.conversion.lora import LoraPlan, Part, Scope
 
-_PREPROCESS = {"res": "ResidualBlock", "downsample": "Downsample", "upsample": "Upsample"}
-_SCORES = {"q": 1, "k": 2, "v": 3, "in": 3, "out": 4, "out0": 4, "out_0": 4}
-_NO_SCORE = 5
 
-
-class SDLoraManager:
+class SDLoraManager(LorasByOrder):
     """Add any number of LoRAs to a diffusion model, each with a name and a scale.
 
     See [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685). Files of kohya-ss/sd-scripts, LyCORIS, PEFT,
@@ -39,18 +36,9 @@ class SDLoraManager:
     def __init__(self, target: LatentDiffusionModel) -> None:
         if not isinstance(target, LatentDiffusionModel):
             raise TypeError(f"target must be a LatentDiffusionModel, got {type(target).__name__}")
-        self.target = target
+        super().__init__(target)
         self._order: list[str] = []
-
-    @property
-    def unet(self) -> fl.Chain:
-        """The U-Net of the model."""
-        return self.target.unet
-
-    @property
-    def clip_text_encoder(self) -> fl.Chain:
-        """The text encoder of the model."""
-        return self.target.clip_text_encoder
+        self._merged = MergedLoras(self.unet, self.clip_text_encoder)
 
     # --- add ----------------------------------------------------------------------------------------------------------
 
@@ -174,73 +162,6 @@ class SDLoraManager:
         self._order.append(name)
         return plan
 
-    def _attach_by_order(
-        self,
-        loras: dict[str, Lora[Any]],
-        unet: tuple[list[str] | None, list[str] | None, dict[str, str] | None],
-        text_encoder: tuple[list[str] | None, list[str] | None],
-    ) -> None:
-        warnings.warn(
-            f"no layers are known by the names of {len(loras)} updates, such as {next(iter(loras))}: they are attached"
-            " by order and shape, which is wrong where their order is not that of the layers",
-            stacklevel=7,
-        )
-        ordered = {key: loras[key] for key in sorted(loras, key=self.sort_keys)}
-        if not any("unet" in key or "text" in key for key in ordered):
-            ordered = {f"unet_{key}": lora for key, lora in ordered.items()}
-        parts = {part: {key: lora for key, lora in ordered.items() if part in key} for part in ("unet", "text")}
-        if lost := [key for key in ordered if not any(key in found for found in parts.values())]:
-            raise ValueError(f"these keys name neither the U-Net nor a text encoder: {', '.join(lost[:4])}")
-        self.add_loras_to_unet(parts["unet"], *unet)
-        self.add_loras_to_text_encoder(
-            {key: lora for key, lora in parts["text"].items() if key not in parts["unet"]}, *text_encoder
-        )
-
-    def add_loras_to_unet(
-        self,
-        loras: dict[str, Lora[Any]],
-        /,
-        include: list[str] | None = None,
-        exclude: list[str] | None = None,
-        preprocess: dict[str, str] | None = None,
-        debug_map: list[tuple[str, str]] | None = None,
-    ) -> None:
-        """Attach updates to the U-Net by order and shape; see `auto_attach_loras`. Names are better: see `add_loras`.
-
-        Args:
-            loras: The updates by key, in the order of the tree.
-            include: If given, only layers with a chain of one of these classes above them.
-            exclude: No layers with a chain of one of these classes above them (default: `TimestepEncoder`).
-            preprocess: Classes by parts of keys: updates with such a key go below these classes, and others do not
-                (default: `ResidualBlock`, `Downsample` and `Upsample` for "res", "downsample" and "upsample").
-            debug_map: Extended with the key and the path of each update.
-
-        Raises:
-            ValueError: If an update finds no layer, or a layer of their shapes no update.
-        """
-        excluded = ["TimestepEncoder"] if exclude is None else exclude
-        classes = {
-            part: layer
-            for part, layer in (_PREPROCESS if preprocess is None else preprocess).items()
-            if layer not in excluded and (include is None or layer in include)
-        }
-        special = {part: {key: lora for key, lora in loras.items() if part in key} for part in classes}
-        for part, layer in classes.items():
-            auto_attach_loras(special[part], self.unet, include=[layer], exclude=excluded, debug_map=debug_map)
-        rest = {key: lora for key, lora in loras.items() if not any(key in found for found in special.values())}
-        auto_attach_loras(rest, self.unet, include=include, exclude=[*excluded, *classes.values()], debug_map=debug_map)
-
-    def add_loras_to_text_encoder(
-        self,
-        loras: dict[str, Lora[Any]],
-        /,
-        include: list[str] | None = None,
-        exclude: list[str] | None = None,
-        debug_map: list[tuple[str, str]] | None = None,
-    ) -> None:
-        """Attach updates to the text encoder by order and shape; see `add_loras_to_unet`."""
-        auto_attach_loras(loras, self.clip_text_encoder, include=include, exclude=exclude, debug_map=debug_map)
-
     # --- remove -------------------------------------------------------------------------------------------------------
 
     def remove_loras(self, *names: str) -> None:
@@ -250,10 +171,12 @@ class SDLoraManager:
             ValueError: If there is none of a name; nothing was removed.
         """
         self._check_names(names)
+        self._merged.unmerge(names)
         self._remove(set(names))
 
     def remove_all(self) -> None:
         """Remove all LoRAs, also those that were not added by this manager."""
+        self._merged.unmerge(self.merged_names)
         with collections_paused():
             for adapter in self.lora_adapters:
                 adapter.eject()
@@ -270,6 +193,42 @@ class SDLoraManager:
                     adapter.remove_lora(name)
         self._order = [name for name in self._order if name not in names]
 
+    # --- merge --------------------------------------------------------------------------------------------------------
+
+    @property
+    def merged_names(self) -> list[str]:
+        """The names of the LoRAs that are merged, in the order of `names`."""
+        merged = self._merged.names
+        return [name for name in self.names if name in merged]
+
+    def merge(self, *names: str) -> None:
+        """Put LoRAs into the weights of their layers, where they cost nothing; see `MergedLoras`.
+
+        They keep their names and multipliers: a new multiplier changes the weights at once. The weights as they were
+        are kept beside, on the device of the model.
+
+        Args:
+            names: Which (default: all).
+
+        Raises:
+            ValueError: If there is none of a name, or one cannot be merged; nothing was changed.
+        """
+        self._check_names(names)
+        wanted = names or self.names
+        self._merged.merge([name for name in wanted if name not in self.merged_names])
+
+    def unmerge(self, *names: str) -> None:
+        """Take LoRAs out of the weights, which are then bit for bit what they were, and attach them again.
+
+        Args:
+            names: Which (default: all).
+
+        Raises:
+            ValueError: If there is none of a name; nothing was changed.
+        """
+        self._check_names(names)
+        self._merged.unmerge(names or self.merged_names)
+
     # --- look up, and scale -------------------------------------------------------------------------------------------
 
     @property
@@ -280,9 +239,9 @@ class SDLoraManager:
 
     @property
     def loras(self) -> list[LayerUpdate]:
-        """The updates of layers, those of the U-Net first."""
+        """The updates of layers, those of the U-Net first, and then those that are merged."""
         networks = (self.unet, self.clip_text_encoder)
-        return [lora for network in networks for lora in _loras_in(network)]
+        return [*(lora for network in networks for lora in _loras_in(network)), *self._merged.updates]
 
     @property
     def names(self) -> list[str]:
@@ -325,15 +284,20 @@ class SDLoraManager:
         Raises:
             AssertionError: If a name is unknown; nothing was changed.
             TypeError: If a multiplier is neither a number nor a tensor; nothing was changed.
-            ValueError: If one is not finite; nothing was changed. A tensor is read only on the CPU.
+            ValueError: If one is not finite, or that of a merged LoRA has one for each sample; nothing was changed. A
+                tensor is read only on the CPU.
         """
         for name, scale in scales.items():
             check_scale(name, scale)
         if unknown := self._unknown(scales):
             raise AssertionError(f"Scales keys must be a subset of the names: {unknown}")
+        merged = [name for name in self.merged_names if name in scales]
+        for name in merged:
+            check_mergeable(name, scales[name])
         for lora in self.loras:
             if lora.name in scales:
                 lora.scale = scales[lora.name]
+        self._merged.refresh(merged)
 
     def get_lora_weights(self, name: str, /) -> dict[str, Tensor]:
         """Give the weights of a LoRA, multiplied by alpha / rank of its file; `add_loras` takes them.
@@ -342,9 +306,11 @@ class SDLoraManager:
         where the adapted layers of a chain are numbered from 1.
 
         Raises:
-            ValueError: If there is none of this name, or it has updates that are no pairs of matrices.
+            ValueError: If there is none of this name, it is merged, or it has updates that are no pairs of matrices.
         """
         self._check_names([name])
+        if name in self.merged_names:
+            raise ValueError(f"LoRA {name!r} is merged: unmerge it first")
         weights: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for network in (self.unet, self.clip_text_encoder):
@@ -370,22 +336,6 @@ class SDLoraManager:
         known = self.names
         unknown = [name for name in names if name not in known]
         return f"there is no LoRA {unknown[0]!r}: there are {known or 'none'}" if unknown else None
-
-    # --- order of keys ------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _pad(input: str, /, padding_length: int = 2) -> str:
-        """Pad the numbers between underscores with zeros, so that text is sorted as its numbers are."""
-        return "_".join(part.zfill(padding_length) if part.isdigit() else part for part in input.split("_"))
-
-    @staticmethod
-    def sort_keys(key: str, /) -> tuple[str, int]:
-        """Give what keys are sorted by so that they are in the order of the tree, where their names permit."""
-        for ending, score in _SCORES.items():
-            for suffix in (f"_{ending}", f"_{ending}_lora"):
-                if key.endswith(suffix):
-                    return SDLoraManager._pad(key.removesuffix(suffix)), score
-        return SDLoraManager._pad(key), _NO_SCORE
 
 
 def _loras_in(chain: fl.Chain) -> Iterator[LayerUpdate]:

@@ -37,6 +37,9 @@ class Decomposed(Kind):
     def rank(self, tensors: Mapping[Role, TensorInfo]) -> int | None:
         return _direction(tensors).rank(tensors)
 
+    def missing(self, roles: Collection[Role]) -> Role | None:
+        return _direction(roles).missing(roles)
+
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
         rest = {role: size for role, size in shapes.items() if role not in (_ANY, _ROWS)}
         problem = _direction(shapes).problem_of_shapes(rest, shape)

@@ -17,6 +17,7 @@ class Hadamard(Kind):
     """The update `(w1_a · w1_b) ⊙ (w2_a · w2_b)`; see `refiners.fluxion.adapters.lora.HadamardFactors`."""
 
     roles = HADAMARD_ROLES
+    required = HADAMARD_ROLES[:4]
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
         return "LoHa"
@@ -31,10 +32,8 @@ class Hadamard(Kind):
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
         products: list[tuple[int, ...]] = []
         for one in ("1", "2"):
-            a, b, core = (shapes.get(f"hada_{role}") for role in (f"w{one}_a", f"w{one}_b", f"t{one}"))
-            if a is None or b is None:
-                return f"the matrix 'hada_w{one}_{'b' if a else 'a'}' is missing"
-            product = product_shape(a, b, core, shape)
+            a, b = shapes[f"hada_w{one}_a"], shapes[f"hada_w{one}_b"]
+            product = product_shape(a, b, shapes.get(f"hada_t{one}"), shape)
             if isinstance(product, str):
                 return product
             products.append(product)

@@ -21,10 +21,12 @@ class Kind(ABC):
     Attributes:
         roles: What its tensors are for.
         flags: Those of them that need not be of floating point.
+        required: Those of them that must be there.
     """
 
     roles: Collection[Role]
     flags: Collection[Role] = ()
+    required: Collection[Role] = ()
 
     @abstractmethod
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
@@ -49,11 +51,17 @@ class Kind(ABC):
                     return f"{role} must be one number, got shape {tuple(info.shape)}"
             elif role not in self.flags and not info.dtype.is_floating_point:
                 return f"{role} is of {info.dtype}, expected floating point"
+        if lost := self.missing(tensors):
+            return f"the matrix {lost!r} is missing"
         problem = self.problem_of_shapes({role: info.shape for role, info in tensors.items()}, shape)
         if problem is None:
             return None
         sizes = (f"{role} {tuple(info.shape)}" for role, info in tensors.items() if role not in NUMBERS)
         return f"{problem}, got {', '.join(sizes)}"
+
+    def missing(self, roles: Collection[Role]) -> Role | None:
+        """Give the first tensor that must be there and is not."""
+        return next((role for role in self.required if role not in roles), None)
 
     @abstractmethod
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:

@@ -34,14 +34,16 @@ class Kronecker(Kind):
                 return tensors[role].shape[0]
         return None
 
+    def missing(self, roles: Collection[Role]) -> Role | None:
+        lost = (f"lokr_w{one}" for one in "12" if not _has(roles, one))
+        return next(lost, None)
+
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
         sizes: list[tuple[int, ...]] = []
         for one in ("1", "2"):
             whole, a, b, core = (shapes.get(f"lokr_{role}{one}{end}") for role, end in (*_MATRICES, ("t", "")))
             if whole is not None and (a or b or core):
                 return f"'lokr_w{one}' is given whole and in factors"
-            if whole is None and (a is None or b is None):
-                return f"the matrix 'lokr_w{one}' is missing"
             size = tuple(whole) if whole is not None else product_shape(a or Size(), b or Size(), core, None)
             if isinstance(size, str):
                 return size
@@ -66,6 +68,10 @@ class Kronecker(Kind):
 
 
 _MATRICES = (("w", ""), ("w", "_a"), ("w", "_b"))
+
+
+def _has(roles: Collection[Role], one: str) -> bool:
+    return f"lokr_w{one}" in roles or (f"lokr_w{one}_a" in roles and f"lokr_w{one}_b" in roles)
 
 
 def make_kronecker(tensors: Mapping[Role, Tensor], layer: Linear | Conv2d) -> KroneckerFactors:

@@ -24,6 +24,7 @@ class LowRank(Kind):
     """
 
     roles = ("down", "up", "mid")
+    required = ("down", "up")
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
         is_large = any(kernel_of(info.shape) != (1, 1) for role, info in tensors.items() if role not in NUMBERS)
@@ -37,9 +38,6 @@ class LowRank(Kind):
         return None if down is None or len(down.shape) == 0 else down.shape[0]
 
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
-        for role in ("down", "up"):
-            if role not in shapes:
-                return f"the matrix {role!r} is missing"
         return _problem_of_shapes(shapes["down"], shapes["up"], shapes.get("mid"), shape)
 
     def layer_problem(self, layer: fl.WeightedModule) -> str | None:

@@ -18,6 +18,7 @@ class LycorisRescaled(Kind):
 
     roles = ("ia3_w", "on_input")
     flags = ("on_input",)
+    required = ("ia3_w",)
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
         return "IA3"
@@ -26,8 +27,6 @@ class LycorisRescaled(Kind):
         return "on_input" in roles
 
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
-        if "ia3_w" not in shapes:
-            return "the factors are missing"
         if shapes["on_input"].numel() != 1:
             return "the flag 'on_input' must be one value"
         return _problem_of_factors(shapes["ia3_w"], shape)

@@ -7,6 +7,7 @@ from refiners.fluxion.adapters.lora.factors import LayerChange, LowRankFactors, 
 from refiners.fluxion.adapters.lora.loha import HadamardFactors
 from refiners.fluxion.adapters.lora.lokr import KroneckerFactors
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
+from refiners.fluxion.adapters.lora.merge import MergedLoras
 from refiners.fluxion.adapters.lora.rescaled import ChannelFactors
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
 
@@ -22,6 +23,7 @@ __all__ = [
     "Lora",
     "LoraAdapter",
     "LowRankFactors",
+    "MergedLoras",
     "WeightFactors",
     "WeightUpdate",
     "auto_attach_loras",

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, dtype as DType, nn
 
 from refiners.fluxion.adapters.lora.factors import (
     LayerChange,
@@ -55,6 +55,13 @@ class Decomposition(LayerChange):
     def from_base(self, x: Tensor, base: Tensor) -> Tensor:
         ratio = per_channel(self.layer, self.ratio())
         return torch.addcmul(self.factors(x) * ratio, base, ratio - 1)
+
+    def differences(self, dtype: DType) -> dict[str, Tensor]:
+        weight, factors = self.layer.weight.to(dtype), self.factors.difference(dtype)
+        squares = self._sum((weight + factors).square())
+        ratio = self.magnitude.to(dtype) * squares.rsqrt()
+        ratio = ratio.view(-1, *[1] * (weight.ndim - 1 - self.of_inputs))
+        return {"weight": ratio * (weight + factors) - weight}
 
     def ratio(self) -> Float[Tensor, " channels"]:
         """Give `m / ‖W + D‖`."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TypeAlias
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, dtype as DType, nn
 
 import refiners.fluxion.layers as fl
 from refiners.ops import conv2d, linear
+
+Factors: TypeAlias = Mapping[str, Tensor]
 
 
 class LayerChange(fl.Module, ABC):
@@ -28,6 +32,11 @@ class LayerChange(fl.Module, ABC):
         return self._layer[0]
 
     @property
+    def uses_weight(self) -> bool:
+        """Whether the change is made of the weight of the layer."""
+        return True
+
+    @property
     def uses_base(self) -> bool:
         """Whether the change is made of what the layer returns."""
         return False
@@ -38,6 +47,10 @@ class LayerChange(fl.Module, ABC):
     def from_base(self, x: Float[Tensor, "batch *shape"], base: Float[Tensor, "batch *out_shape"]) -> Tensor:
         """Compute the change by what the layer returns without its bias, if it is made of that."""
         raise NotImplementedError(f"{type(self).__name__} does not look at what the layer returns")
+
+    @abstractmethod
+    def differences(self, dtype: DType) -> dict[str, Tensor]:
+        """Give the changes of the parameters of the layer by their names, computed in a dtype."""
 
     def __str__(self) -> str:
         shapes = (f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
@@ -57,9 +70,21 @@ class WeightFactors(LayerChange):
         for name, factor in factors.items():
             self.register_parameter(name, None if factor is None else nn.Parameter(factor))
 
+    @property
+    def uses_weight(self) -> bool:
+        return False
+
     @abstractmethod
-    def difference(self) -> Float[Tensor, "out_features in_features *kernel"]:
-        """Multiply the factors: the change of the weight, in its shape."""
+    def product(self, factors: Factors) -> Float[Tensor, "out_features in_features *kernel"]:
+        """Multiply factors, by their names: a change of the weight, in its shape."""
+
+    def difference(self, dtype: DType | None = None) -> Float[Tensor, "out_features in_features *kernel"]:
+        """Give the change of the weight, computed in the dtype of the factors or another one."""
+        factors = {name: factor for name, factor in self._parameters.items() if factor is not None}
+        return self.product({name: factor.to(dtype or factor.dtype) for name, factor in factors.items()})
+
+    def differences(self, dtype: DType) -> dict[str, Tensor]:
+        return {"weight": self.difference(dtype)}
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
         return apply_weight(self.layer, x, self.difference())
@@ -80,8 +105,8 @@ class LowRankFactors(WeightFactors):
     def __init__(self, layer: fl.Linear | fl.Conv2d, down: Tensor, up: Tensor) -> None:
         super().__init__(layer, down=down, up=up)
 
-    def difference(self) -> Tensor:
-        return (self.up @ self.down.flatten(1)).view(self.layer.weight.shape)
+    def product(self, factors: Factors) -> Tensor:
+        return (factors["up"] @ factors["down"].flatten(1)).view(self.layer.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return apply_low_rank(self.layer, x, self.down, self.up)

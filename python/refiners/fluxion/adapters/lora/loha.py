@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora.factors import WeightFactors, apply_low_rank
+from refiners.fluxion.adapters.lora.factors import Factors, WeightFactors, apply_low_rank
 
 
 class HadamardFactors(WeightFactors):
@@ -46,9 +46,12 @@ class HadamardFactors(WeightFactors):
     ) -> None:
         super().__init__(layer, w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, t1=t1, t2=t2)
 
-    def difference(self) -> Tensor:
+    def product(self, factors: Factors) -> Tensor:
         shape = self.layer.weight.shape
-        return _product(self.w1_a, self.w1_b, self.t1).view(shape) * _product(self.w2_a, self.w2_b, self.t2).view(shape)
+        one, other = (
+            _product(factors[f"w{i}_a"], factors[f"w{i}_b"], factors.get(f"t{i}")).view(shape) for i in (1, 2)
+        )
+        return one * other
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.layer.weight

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora.factors import WeightFactors
+from refiners.fluxion.adapters.lora.factors import Factors, WeightFactors
 from refiners.ops import conv2d, linear
 
 
@@ -49,30 +49,32 @@ class KroneckerFactors(WeightFactors):
     ) -> None:
         super().__init__(layer, w1=w1, w2=w2, w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, t2=t2)
 
-    def small(self) -> Tensor:
-        """Give `w1`."""
-        return self.w1_a @ self.w1_b if self.w1 is None else self.w1
-
-    def large(self) -> Tensor:
-        """Give `w2`, in two dimensions for a linear layer and in four for a convolution."""
-        kernel = self.layer.weight.shape[2:]
-        if self.w2 is not None:
-            return self.w2.reshape(*self.w2.shape[:2], *kernel)
-        if self.t2 is not None:
-            return torch.einsum("ijhw,io,jc->ochw", self.t2, self.w2_a, self.w2_b)
-        return (self.w2_a @ self.w2_b).view(self.w2_a.shape[0], -1, *kernel)
-
-    def difference(self) -> Tensor:
-        small, large = self.small(), self.large()
+    def product(self, factors: Factors) -> Tensor:
+        small, large = self._matrices(factors)
         return torch.kron(small.view(*small.shape, *[1] * (large.ndim - 2)), large)
 
+    def _matrices(self, factors: Factors) -> tuple[Tensor, Tensor]:
+        """Give `w1`, and `w2` in two dimensions for a linear layer and in four for a convolution."""
+        kernel = self.layer.weight.shape[2:]
+        small = factors["w1"] if "w1" in factors else factors["w1_a"] @ factors["w1_b"]
+        if "w2" in factors:
+            large = factors["w2"]
+        elif "t2" in factors:
+            large = torch.einsum("ijhw,io,jc->ochw", factors["t2"], factors["w2_a"], factors["w2_b"])
+        else:
+            large = factors["w2_a"] @ factors["w2_b"]
+        if large.ndim == 2 and kernel:
+            large = large.view(large.shape[0], -1, *kernel)
+        return small, large.view(*large.shape[:2], *kernel)
+
     def forward(self, x: Tensor) -> Tensor:
-        small, layer = self.small(), self.layer
+        small, large = self._matrices(dict(self.named_parameters()))
+        layer = self.layer
         if isinstance(layer, fl.Linear):
             rows = x.reshape(*x.shape[:-1], small.shape[1], -1)
-            return torch.matmul(small, linear(rows, self.large())).flatten(-2)
+            return torch.matmul(small, linear(rows, large)).flatten(-2)
         if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             return super().forward(x)
         groups = x.reshape(x.shape[0] * small.shape[1], -1, *x.shape[2:])
-        y = conv2d(groups, self.large(), stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+        y = conv2d(groups, large, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
         return torch.einsum("ji,bichw->bjchw", small, y.view(x.shape[0], -1, *y.shape[1:])).flatten(1, 2)

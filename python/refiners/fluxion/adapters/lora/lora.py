@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, device as Device, dtype as DType, nn
 from torch.nn.init import normal_, zeros_
 
@@ -214,6 +215,9 @@ class LinearLora(Lora[fl.Linear]):
             fl.Linear(self.rank, self.out_features, bias=False, device=device, dtype=dtype),
         )
 
+    def differences(self, dtype: DType) -> dict[str, Tensor]:
+        return {"weight": self.up.weight.to(dtype) @ self.down.weight.to(dtype)}
+
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
         return (
             isinstance(layer, fl.Linear)
@@ -304,6 +308,14 @@ class Conv2dLora(Lora[fl.Conv2d]):
             )
         )
         return down, up
+
+    def differences(self, dtype: DType) -> dict[str, Tensor]:
+        down, up = self.down.weight.to(dtype), self.up.weight.to(dtype)
+        if up.shape[2:] == (1, 1) and self.up.stride == (1, 1) and self.up.padding == (0, 0):
+            return {"weight": torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)}
+        if down.shape[2:] == (1, 1) and self.down.stride == (1, 1) and self.down.padding == (0, 0):
+            return {"weight": torch.einsum("orhw,ri->oihw", up, down[:, :, 0, 0])}
+        raise ValueError(f"LoRA {self.name!r}: {self.down} and {self.up} are not one convolution")
 
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
         """Whether the channels agree; if they do, `down` takes over the stride of the layer."""

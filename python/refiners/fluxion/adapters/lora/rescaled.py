@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, dtype as DType, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.factors import LayerChange, apply_weight, per_channel
@@ -49,3 +49,10 @@ class ChannelFactors(LayerChange):
         if self.with_bias and self.layer.bias is not None:
             base = base + per_channel(self.layer, self.layer.bias)
         return base * per_channel(self.layer, self.factors)
+
+    def differences(self, dtype: DType) -> dict[str, Tensor]:
+        weight, bias, factors = self.layer.weight.to(dtype), self.layer.bias, self.factors.to(dtype)
+        found = {"weight": weight * factors.view(-1, *[1] * (weight.ndim - 1 - self.of_inputs))}
+        if self.with_bias and bias is not None and not self.of_inputs:
+            found["bias"] = bias.to(dtype) * factors
+        return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.factors import LayerChange
@@ -25,6 +26,19 @@ class LayerUpdate(fl.Chain, ABC):
     @abstractmethod
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
         """Whether the update can be added to a layer."""
+
+    @abstractmethod
+    def differences(self, dtype: DType) -> Mapping[str, Tensor]:
+        """Give the changes of the parameters of the layer by their names, for a scale of 1, computed in a dtype.
+
+        Raises:
+            ValueError: If the update is none of the parameters.
+        """
+
+    @property
+    def uses_weight(self) -> bool:
+        """Whether the change is made of the weight of the layer, and is another one for another weight."""
+        return False
 
     @property
     def scale(self) -> float | Tensor:
@@ -69,10 +83,19 @@ class WeightUpdate(LayerUpdate):
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
         return layer is self._layer[0]
 
+    def differences(self, dtype: DType) -> Mapping[str, Tensor]:
+        if isinstance(self.change, LayerChange):
+            return self.change.differences(dtype)
+        return {name: parameter.to(dtype) for name, parameter in self.change.named_parameters()}
+
     @property
     def change(self) -> fl.Module:
         """The change."""
         return self[0]
+
+    @property
+    def uses_weight(self) -> bool:
+        return isinstance(self.change, LayerChange) and self.change.uses_weight
 
     @property
     def uses_base(self) -> bool:
