@@ -171,6 +171,22 @@ def test_what_diffusers_loads(pair: Pair, tmp_path: Path, compare: Compare) -> N
     pair.check(compare, "as loaded")
 
 
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_what_we_save(format: Any, dora: bool, pair: Pair, tmp_path: Path, compare: Compare) -> None:
+    targets = [*ATTENTION, "ff.net.0.proj"] if dora else [*ATTENTION, *CONVOLUTIONS, "ff.net.0.proj"]
+    pair.adapt("unet", 0, r=4, lora_alpha=8, target_modules=targets, use_dora=dora)
+    for text in pair.texts:
+        pair.adapt(text, 1, r=4, lora_alpha=2, target_modules=TEXT)
+    pair.manager.load("style", pair.save(tmp_path))
+    expected = pair.ours()
+    pair.manager.save("style", tmp_path / "ours.safetensors", format=format)
+    pair.reset()
+    pair.pipeline.load_lora_weights(tmp_path / "ours.safetensors")
+    for name, theirs in pair.theirs().items():
+        compare(f"saved for {format}: {name}", expected[name], theirs)
+
+
 def test_the_names_of_old_diffusers(pair: Pair, tmp_path: Path, compare: Compare) -> None:
     from diffusers.utils import convert_state_dict_to_diffusers
 

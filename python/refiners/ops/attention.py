@@ -12,6 +12,7 @@ from refiners.ops.attention_backward import backward, save_for_backward
 from refiners.ops.attention_checks import check_attention
 from refiners.ops.attention_portable import portable
 from refiners.ops.library import LIBRARY, native
+from refiners.ops.portable_path import register_portable
 from refiners.ops.transforms import is_autocast, is_transformed
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
@@ -142,8 +143,7 @@ def _requires_grad(tensors: _Tensors) -> bool:
     return any(x is not None and x.requires_grad for x in tensors)
 
 
-for _name in ("attention", "_attention_portable"):
-    LIBRARY.impl(_name, portable, "CompositeExplicitAutograd")  # any device without a kernel of its own
+register_portable("attention")(portable)
 
 
 @torch.library.register_fake("refiners::attention", lib=LIBRARY)

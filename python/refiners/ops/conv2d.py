@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refiners.ops.library import LIBRARY, native
+from refiners.ops.portable_path import register_portable
 from refiners.ops.transforms import is_autocast, is_transformed, requires_grad
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
@@ -139,8 +140,7 @@ def _has_kernel(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     )
 
 
-@torch.library.impl(LIBRARY, "_conv2d_portable", "CompositeExplicitAutograd")
-@torch.library.impl(LIBRARY, "conv2d", "CompositeExplicitAutograd")  # any device without a kernel of its own
+@register_portable("conv2d")
 def _portable(
     x: Tensor,
     weight: Tensor,

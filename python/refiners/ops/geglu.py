@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refiners.ops.library import LIBRARY, native
+from refiners.ops.portable_path import register_portable
 from refiners.ops.transforms import is_transformed
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
@@ -48,8 +49,7 @@ def _has_kernel(x: Tensor) -> bool:
     return x.is_cpu and type(x) is Tensor and not x.is_nested and native.has_kernel("geglu", x.dtype)
 
 
-@torch.library.impl(LIBRARY, "_geglu_portable", "CompositeExplicitAutograd")
-@torch.library.impl(LIBRARY, "geglu", "CompositeExplicitAutograd")  # any device without a kernel of its own
+@register_portable("geglu")
 def _portable(x: Tensor, tanh: bool = False) -> Tensor:
     values, gates = x.chunk(2, dim=-1)
     return values * F.gelu(gates, approximate=_approximate(tanh))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refiners.ops.library import LIBRARY, native
+from refiners.ops.portable_path import register_portable
 from refiners.ops.transforms import is_autocast, is_transformed, requires_grad
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
@@ -82,8 +83,7 @@ def _has_kernel(x: Tensor, *others: Tensor | None) -> bool:
     return all(other is None or (other.dtype == x.dtype and other.is_cpu) for other in others)
 
 
-@torch.library.impl(LIBRARY, "_group_norm_portable", "CompositeExplicitAutograd")
-@torch.library.impl(LIBRARY, "group_norm", "CompositeExplicitAutograd")  # any device without a kernel of its own
+@register_portable("group_norm")
 def _portable(
     x: Tensor,
     groups: int,

@@ -13,6 +13,7 @@ from torch import Tensor
 from refiners.ops.library import LIBRARY
 from refiners.ops.lora_linear_backward import any_requires_grad, backward, per_row, save_for_backward
 from refiners.ops.lora_linear_checks import check_lora_linear
+from refiners.ops.portable_path import register_portable
 from refiners.ops.transforms import is_autocast, is_transformed
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
@@ -82,8 +83,7 @@ def _autocast(
     return x.to(dtype), weight.to(dtype), cast_bias, [d.to(dtype) for d in downs], [u.to(dtype) for u in ups], current
 
 
-@torch.library.impl(LIBRARY, "_lora_linear_portable", "CompositeExplicitAutograd")
-@torch.library.impl(LIBRARY, "lora_linear", "CompositeExplicitAutograd")  # any device without a kernel of its own
+@register_portable("lora_linear")
 def portable(
     x: Tensor,
     weight: Tensor,

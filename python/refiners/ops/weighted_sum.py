@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, dtype as DType
 
 from refiners.ops.library import LIBRARY, native
+from refiners.ops.portable_path import register_portable
 from refiners.ops.transforms import is_transformed, requires_grad
 
 _BELOW_AUTOGRAD = torch._C._AutoDispatchBelowAutograd
@@ -81,8 +82,7 @@ def _has_kernel(tensors: Sequence[Tensor], dtype: DType | None) -> bool:
     return dtype is None or native.has_kernel_on("weighted_sum", dtype, tensors[0].device.type)
 
 
-@torch.library.impl(LIBRARY, "_weighted_sum_portable", "CompositeExplicitAutograd")
-@torch.library.impl(LIBRARY, "weighted_sum", "CompositeExplicitAutograd")  # any device without a kernel of its own
+@register_portable("weighted_sum")
 def _portable(tensors: Sequence[Tensor], factors: Sequence[float], dtype: DType | None = None) -> Tensor:
     first = tensors[0]
     dtype = dtype or first.dtype

@@ -113,9 +113,20 @@ def file_of(module: Any, name: str) -> dict[str, Tensor]:
     return {f"lora_unet_{name.replace('.', '_')}.{key}": value.detach() for key, value in module.state_dict().items()}
 
 
+def assert_saved(manager: SDLoraManager, x: Tensor, path: Path) -> None:
+    """Check that a file of what is attached gives the same."""
+    (adapter,) = manager.lora_adapters
+    before = adapter(x)
+    manager.save("style", path)
+    manager.remove_all()
+    manager.load("style", path)
+    (adapter,) = manager.lora_adapters
+    assert torch.equal(adapter(x), before)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_lycoris(kind: str, name: str, manager: SDLoraManager) -> None:
+def test_lycoris(kind: str, name: str, manager: SDLoraManager, tmp_path: Path) -> None:
     title, make = KINDS[kind]
     layer = layer_of(manager.target, name)
     other = theirs_like(layer)
@@ -126,11 +137,12 @@ def test_lycoris(kind: str, name: str, manager: SDLoraManager) -> None:
     assert update.kind in (title, "LoCon") and update.status == "fits"
     x, (adapter,) = input_of(layer), manager.lora_adapters
     torch.testing.assert_close(adapter(x), other(x), rtol=2e-5, atol=2e-5)
+    assert_saved(manager, x, tmp_path / "saved.safetensors")
 
 
 @pytest.mark.parametrize("of_inputs", [False, True])
 @pytest.mark.parametrize("name", [LINEAR, WITH_BIAS])
-def test_lycoris_ia3(name: str, of_inputs: bool, manager: SDLoraManager) -> None:
+def test_lycoris_ia3(name: str, of_inputs: bool, manager: SDLoraManager, tmp_path: Path) -> None:
     layer = layer_of(manager.target, name)
     other = theirs_like(layer)
     module: Any = lycoris.IA3Module("x", other, train_on_input=of_inputs)
@@ -139,9 +151,10 @@ def test_lycoris_ia3(name: str, of_inputs: bool, manager: SDLoraManager) -> None
     x, (adapter,) = input_of(layer), manager.lora_adapters
     module.apply_to()
     torch.testing.assert_close(adapter(x), other(x), rtol=1e-5, atol=1e-5)
+    assert_saved(manager, x, tmp_path / "saved.safetensors")
 
 
-def test_lycoris_norm(manager: SDLoraManager) -> None:
+def test_lycoris_norm(manager: SDLoraManager, tmp_path: Path) -> None:
     layer = layer_of(manager.target, NORM)
     other = theirs_like(layer)
     module: Any = lycoris.NormModule("x", other)
@@ -150,6 +163,7 @@ def test_lycoris_norm(manager: SDLoraManager) -> None:
     x, (adapter,) = input_of(layer), manager.lora_adapters
     module.apply_to()
     torch.testing.assert_close(adapter(x), other(x), rtol=1e-5, atol=1e-5)
+    assert_saved(manager, x, tmp_path / "saved.safetensors")
 
 
 PEFT: dict[str, Callable[..., PeftConfig]] = {

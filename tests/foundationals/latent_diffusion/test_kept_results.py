@@ -125,9 +125,9 @@ def test_a_moved_unet_keeps_nothing_in_the_old_place() -> None:
     unet = small_sd1()
     run(unet, TIMESTEPS[1:2])
     kept = attention(unet).layer("Distribute", fl.Distribute)._reused
-    assert any(reused._entry is not None for reused in kept)
+    assert any(reused._kept._entry is not None for reused in kept)
     unet.double()
-    assert all(reused._entry is None for reused in kept)
+    assert all(reused._kept._entry is None for reused in kept)
 
 
 POOLED = torch.randn(2, 24, generator=torch.Generator().manual_seed(2))

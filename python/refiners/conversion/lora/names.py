@@ -144,6 +144,21 @@ def _tables(part: Part, component: Component, layout: Any) -> Mapping[str, Mappi
     return tables
 
 
+def published_names(part: Part, network: Network) -> dict[str, tuple[str, str]]:
+    """Give the names of the layers of a network in diffusers and transformers, by our paths.
+
+    Returns:
+        The network as diffusers calls it, `"unet"`, `"text_encoder"` or `"text_encoder_2"`, and the name in it.
+    """
+    if network.component is None:
+        return {}
+    library = "diffusers" if part == "unet" else "transformers"
+    theirs = next(each for each in formats_of(network.component) if each.library == library)
+    ours = [name.layer for name in our_format(network.component).names(network.layout)]
+    named = zip(ours, theirs.names(network.layout), strict=True)
+    return {path: _split_submodel(part, name.layer) for path, name in named}
+
+
 def _unused(each: Format, layout: Any) -> Iterator[str]:
     yield from (name.layer for name in each.unused(layout) if name.part is None)
     if each.component == "clip_text" and not layout.projection:

@@ -19,7 +19,7 @@ from refiners.foundationals.latent_diffusion.lora_by_order import LorasByOrder
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
 if TYPE_CHECKING:
-    from refiners.conversion.lora import LoraPlan, Part, Scope
+    from refiners.conversion.lora import LoraFormat, LoraPlan, Part, Scope
 
 
 class SDLoraManager(LorasByOrder):
@@ -192,6 +192,35 @@ class SDLoraManager(LorasByOrder):
                 for name in own & names:
                     adapter.remove_lora(name)
         self._order = [name for name in self._order if name not in names]
+
+    # --- save ---------------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        name: str,
+        path: Path | str,
+        /,
+        *,
+        format: LoraFormat = "kohya",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write a LoRA to a file; see `refiners.conversion.lora.save_lora`.
+
+        Args:
+            name: Which.
+            path: The file to write, of safetensors.
+            format: Who is to read it: `"kohya"`, as most programs do, or `"diffusers"`.
+            metadata: What to say in the file.
+
+        Raises:
+            ValueError: If there is none of this name, it is merged, or it cannot be written; nothing is.
+        """
+        from refiners.conversion.lora import save_lora
+
+        self._check_names([name])
+        if name in self.merged_names:
+            raise ValueError(f"LoRA {name!r} is merged: unmerge it first")
+        save_lora(self.target, name, path, format=format, metadata=metadata)
 
     # --- merge --------------------------------------------------------------------------------------------------------
 

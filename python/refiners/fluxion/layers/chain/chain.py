@@ -12,6 +12,7 @@ from refiners.fluxion.layers.chain.errors import ReturnException, chain_error, e
 from refiners.fluxion.layers.chain.keys import appended, generate_unique_names, popped
 from refiners.fluxion.layers.chain.search import Searchable, T
 from refiners.fluxion.layers.module import ContextModule, Module, WeightedModule, structural_copy
+from refiners.ops.portable_path import take_interruption
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -143,6 +144,8 @@ class Chain(Searchable):
             self._raise(error, name, args)
 
     def _raise(self, error: Exception, name: str, args: tuple[Any, ...]) -> None:
+        if interruption := take_interruption(error):
+            raise interruption from error
         wrapped, original = chain_error(error, self, name, args)
         raise wrapped from original
 
