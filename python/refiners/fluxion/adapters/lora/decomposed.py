@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, dtype as DType, nn
 
 from refiners.fluxion.adapters.lora.factors import (
-    LayerChange,
+    ChannelChange,
     LowRankFactors,
     WeightFactors,
     apply_weight,
@@ -18,7 +18,7 @@ from refiners.fluxion.adapters.lora.factors import (
 from refiners.fluxion.kept import Kept
 
 
-class Decomposition(LayerChange):
+class Decomposition(ChannelChange):
     """Turn each row of a weight and set its length: from `W` to `m · (W + D) / ‖W + D‖`.
 
     See [[arXiv:2402.09353] DoRA](https://arxiv.org/abs/2402.09353), equation 5; as in its section 4.3, the lengths
@@ -36,19 +36,12 @@ class Decomposition(LayerChange):
     factors: WeightFactors
 
     def __init__(self, factors: WeightFactors, magnitude: Float[Tensor, " channels"], of_inputs: bool = False) -> None:
-        super().__init__(factors.layer)
+        super().__init__(factors.layer, of_inputs)
         self.factors = factors
         self.magnitude = nn.Parameter(magnitude)
-        self.of_inputs = of_inputs
         self._kept = Kept()
 
-    @property
-    def uses_base(self) -> bool:
-        return not self.of_inputs
-
-    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
-        if self.uses_base:
-            return super().forward(x)
+    def from_inputs(self, x: Tensor) -> Tensor:
         ratio = per_channel(self.layer, self.ratio())
         return apply_weight(self.layer, x * (ratio - 1), self.layer.weight) + self.factors(x * ratio)
 

@@ -57,6 +57,30 @@ class LayerChange(fl.Module, ABC):
         return f"{type(self).__name__}({', '.join(shapes)})"
 
 
+class ChannelChange(LayerChange):
+    """A change by numbers, one for each channel that the layer returns or takes.
+
+    Args:
+        layer: The layer.
+        of_inputs: Whether they are for what the layer takes.
+    """
+
+    def __init__(self, layer: fl.Linear | fl.Conv2d, of_inputs: bool) -> None:
+        super().__init__(layer)
+        self.of_inputs = of_inputs
+
+    @property
+    def uses_base(self) -> bool:
+        return not self.of_inputs
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
+        return super().forward(x) if self.uses_base else self.from_inputs(x)
+
+    @abstractmethod
+    def from_inputs(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
+        """Compute the change, if the numbers are for what the layer takes."""
+
+
 class WeightFactors(LayerChange):
     """A change of a layer's weight, made of factors that take less memory than the weight.
 

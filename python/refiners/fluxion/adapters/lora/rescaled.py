@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, dtype as DType, nn
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora.factors import LayerChange, apply_weight, per_channel
+from refiners.fluxion.adapters.lora.factors import ChannelChange, apply_weight, per_channel
 
 
-class ChannelFactors(LayerChange):
+class ChannelFactors(ChannelChange):
     """Add to each channel that a layer returns, or takes, a multiple of it.
 
     See [[arXiv:2205.05638] IA³](https://arxiv.org/abs/2205.05638), section 3.3, where the channels are multiplied by
@@ -31,18 +31,11 @@ class ChannelFactors(LayerChange):
         of_inputs: bool = False,
         with_bias: bool = False,
     ) -> None:
-        super().__init__(layer)
+        super().__init__(layer, of_inputs)
         self.factors = nn.Parameter(factors)
-        self.of_inputs = of_inputs
         self.with_bias = with_bias
 
-    @property
-    def uses_base(self) -> bool:
-        return not self.of_inputs
-
-    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
-        if self.uses_base:
-            return super().forward(x)
+    def from_inputs(self, x: Tensor) -> Tensor:
         return apply_weight(self.layer, x * per_channel(self.layer, self.factors), self.layer.weight)
 
     def from_base(self, x: Tensor, base: Tensor) -> Tensor:
