@@ -29,6 +29,7 @@ def _remembering(function: Function) -> Function:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        _lost.clear()  # of one that was not asked for
         try:
             return function(*args, **kwargs)
         except (KeyboardInterrupt, SystemExit) as interruption:

@@ -56,6 +56,7 @@ KINDS: dict[str, tuple[str, Make]] = {
     "LoKr, both in factors": ("LoKr", lokr(decompose_both=True, lora_dim=1)),
     "LoKr, whole": ("LoKr", lokr(full_matrix=True)),
     "LoKr, Tucker": ("LoKr", lokr(use_tucker=True)),
+    "DoRA of a LoKr, Tucker": ("DoRA", lokr(use_tucker=True, weight_decompose=True)),
     "DoRA": ("DoRA", lora(weight_decompose=True)),
     "DoRA of columns": ("DoRA", lora(weight_decompose=True, wd_on_out=False)),
     "DoRA of a LoHa": ("DoRA", loha(weight_decompose=True)),
@@ -113,6 +114,15 @@ def file_of(module: Any, name: str) -> dict[str, Tensor]:
     return {f"lora_unet_{name.replace('.', '_')}.{key}": value.detach() for key, value in module.state_dict().items()}
 
 
+def assert_merged(manager: SDLoraManager, layer: Any, x: Tensor) -> None:
+    """Check that the layer alone gives the same with its updates merged."""
+    (adapter,) = manager.lora_adapters
+    before = adapter(x)
+    manager.merge()
+    torch.testing.assert_close(layer(x), before, rtol=2e-5, atol=5e-5)
+    manager.unmerge()
+
+
 def assert_saved(manager: SDLoraManager, x: Tensor, path: Path) -> None:
     """Check that a file of what is attached gives the same."""
     (adapter,) = manager.lora_adapters
@@ -137,6 +147,7 @@ def test_lycoris(kind: str, name: str, manager: SDLoraManager, tmp_path: Path) -
     assert update.kind in (title, "LoCon") and update.status == "fits"
     x, (adapter,) = input_of(layer), manager.lora_adapters
     torch.testing.assert_close(adapter(x), other(x), rtol=2e-5, atol=2e-5)
+    assert_merged(manager, layer, x)
     assert_saved(manager, x, tmp_path / "saved.safetensors")
 
 
@@ -151,6 +162,7 @@ def test_lycoris_ia3(name: str, of_inputs: bool, manager: SDLoraManager, tmp_pat
     x, (adapter,) = input_of(layer), manager.lora_adapters
     module.apply_to()
     torch.testing.assert_close(adapter(x), other(x), rtol=1e-5, atol=1e-5)
+    assert_merged(manager, layer, x)
     assert_saved(manager, x, tmp_path / "saved.safetensors")
 
 
@@ -163,17 +175,35 @@ def test_lycoris_norm(manager: SDLoraManager, tmp_path: Path) -> None:
     x, (adapter,) = input_of(layer), manager.lora_adapters
     module.apply_to()
     torch.testing.assert_close(adapter(x), other(x), rtol=1e-5, atol=1e-5)
+    assert_merged(manager, layer, x)
     assert_saved(manager, x, tmp_path / "saved.safetensors")
 
 
 PEFT: dict[str, Callable[..., PeftConfig]] = {
-    "LoRA": lambda **names: LoraConfig(r=4, lora_alpha=2, **names),
-    "DoRA": lambda **names: LoraConfig(r=4, lora_alpha=2, use_dora=True, **names),
-    "LoHa": lambda **names: LoHaConfig(r=4, alpha=4, **names),
-    "LoKr": lambda **names: LoKrConfig(r=4, alpha=4, **names),
-    "IA3": lambda **names: IA3Config(feedforward_modules=[], **names),
-    "IA3 of inputs": lambda **names: IA3Config(feedforward_modules=names["target_modules"], **names),
+    "LoRA": lambda alpha, **names: LoraConfig(r=4, lora_alpha=alpha, **names),
+    "DoRA": lambda alpha, **names: LoraConfig(r=4, lora_alpha=alpha, use_dora=True, **names),
+    "LoHa": lambda alpha, **names: LoHaConfig(r=4, alpha=alpha, **names),
+    "LoKr": lambda alpha, **names: LoKrConfig(r=4, alpha=alpha, **names),
+    "IA3": lambda alpha, **names: IA3Config(feedforward_modules=[], **names),
+    "IA3 of inputs": lambda alpha, **names: IA3Config(feedforward_modules=names["target_modules"], **names),
 }
+
+
+def wrap(layer: Any, name: str, kind: str, alpha: float) -> Any:
+    """Give a tree with one layer like this random updates."""
+    tree: Any = nn.Module()
+    *path, last = name.split(".")
+    parent = tree
+    for each in path:
+        parent.add_module(each, nn.Module())
+        parent = getattr(parent, each)
+    parent.add_module(last, theirs_like(layer))
+    wrapped: Any = get_peft_model(tree, PEFT[kind](alpha, target_modules=[name]))
+    for parameter_name, parameter in wrapped.named_parameters():
+        if "base_layer" not in parameter_name:
+            with torch.no_grad():
+                parameter.mul_(1 + torch.rand_like(parameter)).add_(0.1 * torch.randn_like(parameter))
+    return wrapped
 
 
 @pytest.mark.parametrize("name", [LINEAR, WITH_BIAS, CONV, SMALL_CONV])
@@ -182,24 +212,27 @@ def test_peft(kind: str, name: str, manager: SDLoraManager) -> None:
     if (kind, name) == ("IA3 of inputs", SMALL_CONV):
         pytest.skip("the file does not tell them from those of outputs, of which there are as many")
     layer = layer_of(manager.target, name)
-    tree: Any = nn.Module()
-    *path, last = name.split(".")
-    parent = tree
-    for each in path:
-        parent.add_module(each, nn.Module())
-        parent = getattr(parent, each)
-    parent.add_module(last, theirs_like(layer))
-    wrapped: Any = get_peft_model(tree, PEFT[kind](target_modules=[name]))
+    alpha = 4 if kind == "LoKr" else 2  # of whole matrices the keys alone tell no rank
+    wrapped = wrap(layer, name, kind, alpha)
     adapted = wrapped.base_model.model.get_submodule(name)
-    for parameter_name, parameter in adapted.named_parameters():
-        if "base_layer" not in parameter_name:
-            with torch.no_grad():
-                parameter.mul_(1 + torch.rand_like(parameter)).add_(0.1 * torch.randn_like(parameter))
     prefix = "base_model.model."
     tensors = {f"unet.{key.removeprefix(prefix)}": value for key, value in get_peft_model_state_dict(wrapped).items()}
-    if kind in ("LoRA", "DoRA"):
-        tensors[f"unet.{name}.alpha"] = torch.tensor(2.0)
+    if not kind.startswith("IA3"):
+        tensors[f"unet.{name}.alpha"] = torch.tensor(float(alpha))
     manager.add_loras("style", tensors)
     x, (adapter,) = input_of(layer), manager.lora_adapters
     with torch.no_grad():
         torch.testing.assert_close(adapter(x), adapted(x), rtol=2e-5, atol=2e-5)
+        assert_merged(manager, layer, x)
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_a_folder_of_peft(kind: str, manager: SDLoraManager, tmp_path: Path) -> None:
+    layer = layer_of(manager.target, LINEAR)
+    wrapped = wrap(layer, LINEAR, kind, 3)
+    wrapped.save_pretrained(tmp_path)
+    manager.load("style", tmp_path)
+    x, (adapter,) = input_of(layer), manager.lora_adapters
+    with torch.no_grad():
+        expected = wrapped.base_model.model.get_submodule(LINEAR)(x)
+        torch.testing.assert_close(adapter(x), expected, rtol=2e-5, atol=2e-5)

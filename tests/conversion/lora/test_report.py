@@ -90,6 +90,7 @@ def test_kinds_are_recognised(kind: str, tensors: dict[str, Tensor], is_supporte
     report = inspect_lora(tensors)
     (update,) = report.plan.updates
     assert update.kind == kind and report.plan.is_whole == is_supported
+    assert kind in str(report)
     if not is_supported:
         assert update.reason == f"{kind} is not supported yet" and update.reason in str(report)
 

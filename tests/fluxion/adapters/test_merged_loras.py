@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,8 @@ from refiners.fluxion.adapters.lora import (
     MergedLoras,
     WeightUpdate,
 )
+from refiners.fluxion.adapters.lora.attach import MERGED, attach_loras
+from refiners.fluxion.adapters.lora.places import find_places
 
 Make = Callable[[str, fl.Linear | fl.Conv2d], LayerUpdate]
 
@@ -158,15 +163,13 @@ def test_any_sequence_ends_where_it_began() -> None:
     assert torch.equal(chain(x), plain)
 
 
-def test_a_new_multiplier_takes_effect_by_a_refresh() -> None:
+def test_a_new_multiplier_takes_effect_at_once() -> None:
     chain, x = tree(), draw(2, 8, 5, 4)
     plain, merged = chain(x), MergedLoras(chain)
     attach(chain, "style", lora)
     merged.merge(["style"])
-    for update in merged.updates:
-        update.scale = 0.0
-    merged.refresh(["style"])
-    assert torch.equal(chain(x), plain)
+    merged.set_scales({"style": 0.0})
+    assert torch.equal(chain(x), plain) and {update.scale for update in merged.updates} == {0.0}
 
 
 @pytest.mark.cuda
@@ -175,7 +178,7 @@ def test_pristine_weights_are_kept_where_asked() -> None:
     attach(chain, "style", lambda name, layer: lora(name, layer).to("cuda"))
     merged = MergedLoras(chain, keep_on="cpu")
     merged.merge(["style"])
-    assert all(value.is_cpu for each in merged._layers.values() for value in each.pristine.values())
+    assert all(value.is_cpu for layer in merged._layers() for value in vars(layer)[MERGED].pristine.values())
 
 
 def test_updates_of_the_weight_are_merged_with_the_others() -> None:
@@ -183,7 +186,7 @@ def test_updates_of_the_weight_are_merged_with_the_others() -> None:
     for name in ("LoRA", "DoRA"):
         attach(chain, name, MAKERS[name])
     merged = MergedLoras(chain)
-    with pytest.raises(ValueError, match="'DoRA' is made of the weight of .*: merge it together with the others"):
+    with pytest.raises(ValueError, match="'DoRA' is made of the weight of .*: merge or unmerge it together"):
         merged.merge(["LoRA"])
     adapted = chain(x := draw(2, 8, 5, 4))
     merged.merge(["LoRA", "DoRA"])
@@ -205,7 +208,7 @@ def two_convolutions(chain: fl.Chain) -> str:
     adapter = list(chain.layers(LoraAdapter, recurse=True))[1]
     adapter.remove_lora("style")
     adapter.add_lora(Conv2dLora.from_weights("style", down=draw(2, 16, 3, 3), up=draw(16, 2, 3, 3)))
-    return "are not one convolution"
+    return "are not one like"
 
 
 @pytest.mark.parametrize("spoil", [wrong_scale, integers, two_convolutions])
@@ -221,12 +224,71 @@ def test_what_cannot_be_merged_changes_nothing(spoil: Callable[[fl.Chain], str])
     assert all(torch.equal(value, before[key]) for key, value in chain.state_dict().items())
 
 
-def test_a_layer_that_has_gone_is_told() -> None:
-    chain = fl.Chain(fl.Linear(16, 16), fl.Linear(16, 16))
+def test_an_update_of_the_weight_stays_with_the_others() -> None:
+    chain = tree()
+    for name in ("LoRA", "DoRA"):
+        attach(chain, name, MAKERS[name])
+    merged = MergedLoras(chain)
+    merged.merge(["LoRA", "DoRA"])
+    with pytest.raises(ValueError, match="'DoRA' is made of the weight of .*: merge or unmerge it together"):
+        merged.unmerge(["DoRA"])
+    assert merged.names == ["LoRA", "DoRA"]
+    merged.unmerge(["LoRA"])
+    layer = layers_of(chain)[0]
+    with pytest.raises(ValueError, match="'late' is made of the weight of .*, in which others are merged"):
+        attach_loras([(MAKERS["DoRA"]("late", layer), find_places(chain)["Conv2d"])])
+
+
+def test_all_who_ask_see_what_is_merged() -> None:
+    chain, x = tree(), draw(2, 8, 5, 4)
+    plain = chain(x)
+    attach(chain, "one", lora)
+    attach(chain, "two", lora)
+    MergedLoras(chain).merge(["one"])
+    MergedLoras(chain).merge("two")
+    copied = copy.deepcopy(chain)
+    for each in (chain, copied):
+        assert MergedLoras(each).names == ["one", "two"]
+        MergedLoras(each).unmerge(["two", "one"])
+        for adapter in list(each.layers(LoraAdapter, recurse=True)):
+            adapter.eject()
+        assert torch.equal(each(x), plain)
+
+
+def test_a_cast_reaches_what_is_merged() -> None:
+    chain, x = tree(), draw(2, 8, 5, 4).double()
     attach(chain, "style", lora)
     merged = MergedLoras(chain)
     merged.merge(["style"])
-    chain.pop(1)
-    with pytest.raises(ValueError, match="is no part of the model any more"):
-        merged.unmerge(["style"])
-    assert merged.names == ["style"]
+    chain.to(dtype=torch.float64)
+    merged.unmerge(["style"])
+    adapted = chain(x)
+    merged.merge(["style"])
+    torch.testing.assert_close(chain(x), adapted)
+
+
+@pytest.mark.parametrize("action", ["merge", "unmerge", "scale"])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_failure_in_the_middle_changes_nothing(
+    action: str, error: type[BaseException], at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, x = tree(), draw(2, 8, 5, 4)
+    for name in "ab":
+        attach(chain, name, lora)
+    merged, calls = MergedLoras(chain), count()
+    merged.merge(["a"] if action == "merge" else ["a", "b"])
+    before, names, drawn = chain(x), merged.names, repr(chain)
+    make = LinearLora.differences
+
+    def failing(self: LinearLora, parameters: Any) -> Any:
+        if next(calls) == at:
+            raise error
+        return make(self, parameters)
+
+    monkeypatch.setattr(LinearLora, "differences", failing)
+    acts = {"merge": merged.merge, "unmerge": merged.unmerge, "scale": lambda _: merged.set_scales({"b": 3.0})}
+    with pytest.raises(error):
+        acts[action](["b"])
+    assert merged.names == names and repr(chain) == drawn and torch.equal(chain(x), before)
+    assert all(update.scale == 1 for update in merged.updates)

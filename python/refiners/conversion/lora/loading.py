@@ -53,8 +53,7 @@ def attach_lora(
         scale: The multiplier of the updates, beside that of the file.
         scopes: Where in each network to attach updates; others are left out.
         partial: Whether to attach what can be attached, and leave the rest.
-        by_order: Attaches updates whose names are not known. It is called when all others are attached, and they stay
-            if it fails.
+        by_order: Attaches the updates of a file of which no name is known.
 
     Returns:
         What became of each update.
@@ -99,7 +98,7 @@ def _attach(
     plan = plan_lora(tensors, targets.networks, settings, targets.layer_problem, split)
     if any(scope != (None, None) for scope in scopes.values()):
         plan = plan.within(lambda update: _is_within(update, targets, scopes))
-    if by_order is not None:
+    if by_order is not None and not any(update.path for update in plan.updates):  # no name is known
         plan = plan.by_order(_BY_ORDER)
     if not partial:
         plan.check()
@@ -181,7 +180,7 @@ def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targe
         assert update.part is not None
         place = targets.places[update.part][update.path]
         weight = place.layer.weight
-        kind = plan.kinds[update.kind]
+        kind = plan.kinds[update.name]
         tensors = read_tensors(update, kind, source, weight.device, weight.dtype)
         sums += [_sum(tensor) for tensor in tensors.values()]
         made.append((kind.make(name, tensors, place.layer), place))
@@ -197,13 +196,15 @@ def read_tensors(update: Update, kind: Kind, source: TensorSource, device: Devic
     for role, key in keys.items():
         scale = update.scale if role in scaled else 1.0
         is_exact = dtype in _WIDE and scale > 0 and math.frexp(scale)[0] == 0.5
-        if scale == 1:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        if role in kind.less_one:
+            tensors[role] = source.read(key, device, wide).sub_(1).to(dtype)
+        elif scale == 1:
             tensors[role] = source.read(key, device, dtype)
         elif is_exact:
             tensors[role] = source.read(key, device, dtype).mul_(scale)
         else:  # rounded once, however the file holds it
-            wide = source.read(key, device, torch.float64 if dtype == torch.float64 else torch.float32)
-            tensors[role] = wide.mul_(scale).to(dtype)
+            tensors[role] = source.read(key, device, wide).mul_(scale).to(dtype)
     return tensors
 
 

@@ -69,7 +69,7 @@ class LoraPlan:
         updates: The updates of layers, in the order of the file.
         left_over: The keys that are no tensors of an update.
         styles: Who writes such keys.
-        kinds: What makes the updates, by their names.
+        kinds: What makes each update, by its name.
     """
 
     label: str
@@ -243,7 +243,7 @@ class _Planner:
         elif isinstance(kind, Recognised):
             status, problem = "unsupported", kind.problem(infos, None)
         else:
-            self.kinds[title] = kind
+            self.kinds[entry.name] = kind
             problem = problem or self._problem_at(known, kind, infos)
             if problem is None and not found:
                 status, problem = "unknown", "no layer has this name"
@@ -283,7 +283,10 @@ class _Planner:
                 numbers[role] = self.source.view(entry.keys[role]).item()
                 if not math.isfinite(numbers[role]):
                     return None, 1.0, f"{role} must be finite, got {numbers[role]}"
-        alpha = numbers["alpha"] if "alpha" in numbers else self.settings.alpha(entry.name)
+        alpha = numbers.get("alpha")
+        if alpha is None:
+            alpha = self.settings.alpha(entry.name)
+            rank = rank or self.settings.rank(entry.name)  # PEFT divides by it where nothing has a rank, too
         scale = numbers.get("scalar", 1.0)
         if rank and alpha is not None:
             scale *= alpha / self.settings.divisor(entry.name, rank)

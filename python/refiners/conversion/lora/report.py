@@ -84,9 +84,11 @@ class LoraReport:
         family = f"{FAMILY_TITLES[self.family]} ({self.family})" if self.family else "a model that is not known"
         lines = [f"{self.label}: {self._kinds()} for {family}, written by {self.format}"]
         if rows := self.table():
-            lines.append(f"  {'network':<14}{'kind':<8}{'rank':>6}{'alpha':>8}{'layers':>8}")
-        for part, kind, rank, alpha, count in rows:
-            lines.append(f"  {part:<14}{kind:<8}{rank:>6}{'-' if alpha is None else f'{alpha:g}':>8}{count:>8}")
+            width = max(8, *(len(kind) + 2 for _, kind, *_ in rows))
+            lines.append(f"  {'network':<14}{'kind':<{width}}{'rank':>6}{'alpha':>8}{'layers':>8}")
+            for part, kind, *numbers, count in rows:
+                rank, alpha = ("-" if number is None else f"{number:g}" for number in numbers)
+                lines.append(f"  {part:<14}{kind:<{width}}{rank:>6}{alpha:>8}{count:>8}")
         lines += [f"  {count:>6}  {where}" for where, count in self.layers().items()]
         if out := self.plan.of_status("left out"):
             lines.append(f"left out, {len(out)}: {out[0].reason or 'as its layer'}, such as {out[0].name}")

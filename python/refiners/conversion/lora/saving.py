@@ -64,9 +64,11 @@ def save_lora(
         metadata: What to say in the file, such as `{"modelspec.trigger_phrase": "in the style of ..."}`.
 
     Raises:
-        ValueError: If no updates of this name are attached, a layer has no published name, or the format has no tensors
-            for an update; nothing is written.
+        ValueError: If the path has another ending, no updates of this name are attached, a layer has no published name,
+            or the format has no tensors for an update; nothing is written.
     """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
     if format not in get_args(LoraFormat):
         raise ValueError(f"format must be one of {', '.join(get_args(LoraFormat))}, got {format!r}")
     found = list(_find(model, name))
@@ -134,7 +136,8 @@ def _low_rank(change: fl.Module, format: LoraFormat) -> dict[str, Tensor] | None
         if pair is not None and format == "kohya":
             return pair | _magnitudes(change)
         if pair is not None and not change.of_inputs:
-            return pair | {"lora_magnitude_vector": change.magnitude}
+            shape = (-1,) if isinstance(change.layer, fl.Linear) else (1, -1, 1, 1)
+            return pair | {"lora_magnitude_vector": change.magnitude.view(shape)}
     return None
 
 
@@ -151,7 +154,8 @@ def _lycoris(change: fl.Module) -> dict[str, Tensor] | None:
     if isinstance(change, (HadamardFactors, KroneckerFactors)):
         kind = "hada" if isinstance(change, HadamardFactors) else "lokr"
         factors = dict(change.named_parameters())
-        ranks = [factors[key].shape[0] for key in ("w2_b", "w1_b") if key in factors]
+        first, second = ("w1_b", "w2_b") if kind == "hada" else ("w2_b", "w1_b")  # by which alpha is divided
+        ranks = [factors[key].shape[0] for key in (first, second) if key in factors]
         alpha = {"alpha": torch.tensor(float(ranks[0]))} if ranks else {}
         return {f"{kind}_{role}": factor for role, factor in factors.items()} | alpha
     if isinstance(change, ChannelFactors):

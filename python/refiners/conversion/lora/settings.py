@@ -51,8 +51,14 @@ class LoraSettings:
         config = self._config_of(name)
         if not config:
             return None
-        value = _by_pattern(config, "alpha_pattern", name, config.get("lora_alpha"))
+        value = _by_pattern(config, "alpha_pattern", name, config.get("lora_alpha", config.get("alpha")))
         return float(value) if isinstance(value, (int, float)) else None
+
+    def rank(self, name: str) -> int | None:
+        """Give the rank that a layer was asked to have by its name in the file, if it is said."""
+        config = self._config_of(name)
+        value = _by_pattern(config, "rank_pattern", name, config.get("r")) if config else None
+        return value if isinstance(value, int) else None
 
     def divisor(self, name: str, rank: int) -> float:
         """Give what alpha is divided by: the rank, or its root where training was stabilized in that way.

@@ -12,7 +12,6 @@ from torch import Tensor
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora import LayerUpdate, Lora, LoraAdapter, MergedLoras, auto_attach_loras
 from refiners.fluxion.adapters.lora.bulk import collections_paused
-from refiners.fluxion.adapters.lora.merge import check_mergeable
 from refiners.fluxion.adapters.lora.places import find_places
 from refiners.foundationals.latent_diffusion.checks import check_scale, check_scopes
 from refiners.foundationals.latent_diffusion.lora_by_order import LorasByOrder
@@ -176,7 +175,7 @@ class SDLoraManager(LorasByOrder):
 
     def remove_all(self) -> None:
         """Remove all LoRAs, also those that were not added by this manager."""
-        self._merged.unmerge(self.merged_names)
+        self._merged.unmerge(self._merged.names)
         with collections_paused():
             for adapter in self.lora_adapters:
                 adapter.eject()
@@ -256,7 +255,7 @@ class SDLoraManager(LorasByOrder):
             ValueError: If there is none of a name; nothing was changed.
         """
         self._check_names(names)
-        self._merged.unmerge(names or self.merged_names)
+        self._merged.unmerge(names or self._merged.names)
 
     # --- look up, and scale -------------------------------------------------------------------------------------------
 
@@ -320,13 +319,10 @@ class SDLoraManager(LorasByOrder):
             check_scale(name, scale)
         if unknown := self._unknown(scales):
             raise AssertionError(f"Scales keys must be a subset of the names: {unknown}")
-        merged = [name for name in self.merged_names if name in scales]
-        for name in merged:
-            check_mergeable(name, scales[name])
+        self._merged.set_scales(scales)
         for lora in self.loras:
             if lora.name in scales:
                 lora.scale = scales[lora.name]
-        self._merged.refresh(merged)
 
     def get_lora_weights(self, name: str, /) -> dict[str, Tensor]:
         """Give the weights of a LoRA, multiplied by alpha / rank of its file; `add_loras` takes them.

@@ -22,11 +22,13 @@ class Kind(ABC):
         roles: What its tensors are for.
         flags: Those of them that need not be of floating point.
         required: Those of them that must be there.
+        less_one: Those of them of which 1 is subtracted, before they are rounded to the dtype of the layer.
     """
 
     roles: Collection[Role]
     flags: Collection[Role] = ()
     required: Collection[Role] = ()
+    less_one: Collection[Role] = ()
 
     @abstractmethod
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
@@ -69,11 +71,11 @@ class Kind(ABC):
 
     def layer_problem(self, layer: WeightedModule) -> str | None:
         """Say why a layer can have no update of this kind, if so."""
-        return (
-            None
-            if isinstance(layer, (Linear, Conv2d))
-            else f"the layer is a {type(layer).__name__}, expected Linear or Conv2d"
-        )
+        if not isinstance(layer, (Linear, Conv2d)):
+            return f"the layer is a {type(layer).__name__}, expected Linear or Conv2d"
+        if isinstance(layer, Conv2d) and layer.groups != 1:
+            return f"updates of a convolution of several groups are not supported: {layer}"
+        return None
 
     def rank(self, tensors: Mapping[Role, TensorInfo]) -> int | None:
         """Give the inner dimension by which alpha is divided, if there is one."""

@@ -42,20 +42,21 @@ class Kronecker(Kind):
         sizes: list[tuple[int, ...]] = []
         for one in ("1", "2"):
             whole, a, b, core = (shapes.get(f"lokr_{role}{one}{end}") for role, end in (*_MATRICES, ("t", "")))
-            if whole is not None and (a or b or core):
+            if whole is not None and not (a is b is core is None):
                 return f"'lokr_w{one}' is given whole and in factors"
             size = tuple(whole) if whole is not None else product_shape(a or Size(), b or Size(), core, None)
             if isinstance(size, str):
                 return size
             sizes.append(size)
-        (out_1, in_1), *_ = small, large = sizes[0][:2], sizes[1]
-        if len(sizes[0]) != 2 or len(large) not in (2, 4) or 0 in (*small, *large):
+        small, large = sizes
+        if len(small) != 2 or len(large) not in (2, 4) or 0 in (*small, *large):
             return "w1 must be a matrix, and w2 one or a convolution"
         if shape is None:
             return None
-        flat = out_1 * large[0], in_1 * Size(large[1:]).numel()
-        kernel = tuple(large[2:])
-        if flat != (shape[0], shape[1:].numel()) or (kernel and kernel != (tuple(shape[2:]) or (1, 1))):
+        kernel = tuple(shape[2:]) or (1, 1)
+        if len(large) == 2:  # the kernel is a part of the second dimension
+            large = (large[0], large[1] / Size(kernel).numel(), *kernel)
+        if (small[0] * large[0], small[1] * large[1], *large[2:]) != (*shape[:2], *kernel):
             return f"shapes do not fit the layer's weight, which is {tuple(shape)}"
         return None
 

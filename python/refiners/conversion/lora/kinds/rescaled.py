@@ -48,6 +48,7 @@ class PeftRescaled(Kind):
     """
 
     roles = ("ia3_l",)
+    less_one = ("ia3_l",)
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
         return "IA3"
@@ -56,19 +57,26 @@ class PeftRescaled(Kind):
         return "ia3_l" in roles
 
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
-        return _problem_of_factors(shapes["ia3_l"], shape)
+        numbers = shapes["ia3_l"]
+        problem = _problem_of_factors(numbers, shape)
+        if problem is None and shape is not None and numbers.numel() != shape[_is_of_inputs(numbers, shape)]:
+            problem = f"there must be one factor for each row or column of the weight, which is {tuple(shape)}"
+        return problem
 
     def scaled(self, roles: Collection[Role]) -> Collection[Role]:
         return ()
 
     def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> LayerUpdate:
         assert isinstance(layer, (Linear, Conv2d))
-        numbers = tensors["ia3_l"]
-        if isinstance(layer, Linear):
-            of_inputs = numbers.ndim > 1 and numbers.shape[0] == 1
-        else:
-            of_inputs = numbers.numel() != layer.out_channels
-        return WeightUpdate(name, layer, ChannelFactors(layer, numbers.flatten() - 1, of_inputs, with_bias=True))
+        factors = tensors["ia3_l"]
+        of_inputs = _is_of_inputs(factors.shape, layer.weight.shape)
+        return WeightUpdate(name, layer, ChannelFactors(layer, factors.flatten(), of_inputs, with_bias=True))
+
+
+def _is_of_inputs(numbers: Size, weight: Size) -> bool:
+    if len(weight) == 2:
+        return len(numbers) > 1 and numbers[0] == 1
+    return numbers.numel() != weight[0]
 
 
 def _problem_of_factors(factors: Size, shape: Size | None) -> str | None:

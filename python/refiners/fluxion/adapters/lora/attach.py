@@ -13,6 +13,8 @@ from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 from refiners.fluxion.adapters.lora.places import Place
 from refiners.fluxion.adapters.lora.update import LayerUpdate
 
+MERGED = "_merged_updates"  # where a layer has the updates that are parts of its weights
+
 
 class _Slot:
     """A layer that updates can be attached to."""
@@ -37,6 +39,10 @@ class _Slot:
             # The layer and its update must give results of one size.
             lora.down.stride = self.layer.stride
             lora.stride = (self.layer.stride[0], lora.stride[1])
+        if lora.uses_weight and MERGED in self.layer.__dict__:
+            raise ValueError(
+                f"LoRA {lora.name!r} is made of the weight of {self.layer}, in which others are merged: unmerge them"
+            )
         self.names.add(lora.name)
         if self.adapter is not None:
             self.adapter.add_lora(lora)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, dtype as DType, nn
+from torch import Tensor, nn
 
 from refiners.fluxion.adapters.lora.factors import (
     ChannelChange,
@@ -49,12 +50,11 @@ class Decomposition(ChannelChange):
         ratio = per_channel(self.layer, self.ratio())
         return torch.addcmul(self.factors(x) * ratio, base, ratio - 1)
 
-    def differences(self, dtype: DType) -> dict[str, Tensor]:
-        weight, factors = self.layer.weight.to(dtype), self.factors.difference(dtype)
-        squares = self._sum((weight + factors).square())
-        ratio = self.magnitude.to(dtype) * squares.rsqrt()
-        ratio = ratio.view(-1, *[1] * (weight.ndim - 1 - self.of_inputs))
-        return {"weight": ratio * (weight + factors) - weight}
+    def differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weight = parameters["weight"]
+        changed = weight + self.factors.difference(weight.dtype)
+        ratio = self.magnitude.to(weight.dtype) * self._sum(changed.square()).rsqrt()
+        return {"weight": ratio.view(-1, *[1] * (weight.ndim - 1 - self.of_inputs)) * changed - weight}
 
     def ratio(self) -> Float[Tensor, " channels"]:
         """Give `m / ‖W + D‖`."""
@@ -63,7 +63,7 @@ class Decomposition(ChannelChange):
         return self._ratio() if found is None else found
 
     def _ratio(self) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.magnitude.device.type, enabled=False):
             squares = self._squared_lengths()
         return (self.magnitude.to(squares.dtype) * squares.rsqrt()).to(self.magnitude.dtype)
 
@@ -74,15 +74,15 @@ class Decomposition(ChannelChange):
             return self._sum((weight.to(dtype) + factors.difference().to(dtype)).square())
         rows = weight.transpose(0, 1).flatten(1) if self.of_inputs else weight.flatten(1)
         own = cast(Tensor, torch.linalg.vector_norm(rows, dim=1, dtype=dtype)).square()
-        down, up = factors.down.flatten(1), factors.up
+        down, up = factors.down.flatten(1).to(dtype), factors.up.to(dtype)
         if self.of_inputs:
-            turned = (up.T @ weight.flatten(1)).to(dtype)
-            down, up = down.to(dtype), up.to(dtype)
+            turned = up.T @ weight.flatten(1).to(dtype)
             change = (2 * turned + up.T @ up @ down) * down
-            return own + change.view(factors.down.shape).transpose(0, 1).flatten(1).sum(dim=1)
-        turned = (weight.flatten(1) @ down.T).to(dtype)
-        down, up = down.to(dtype), up.to(dtype)
-        return own + ((2 * turned + up @ (down @ down.T)) * up).sum(dim=1)
+            squares = own + change.view(factors.down.shape).transpose(0, 1).flatten(1).sum(dim=1)
+        else:
+            turned = weight.flatten(1).to(dtype) @ down.T
+            squares = own + ((2 * turned + up @ (down @ down.T)) * up).sum(dim=1)
+        return torch.maximum(squares, torch.finfo(dtype).eps * own)  # no negative ones by rounding
 
     def _sum(self, squares: Tensor) -> Tensor:
         return (squares.transpose(0, 1) if self.of_inputs else squares).flatten(1).sum(dim=1)

@@ -49,8 +49,8 @@ class LayerChange(fl.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} does not look at what the layer returns")
 
     @abstractmethod
-    def differences(self, dtype: DType) -> dict[str, Tensor]:
-        """Give the changes of the parameters of the layer by their names, computed in a dtype."""
+    def differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give the changes of the parameters of the layer by their names; see `LayerUpdate.differences`."""
 
     def __str__(self) -> str:
         shapes = (f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
@@ -87,9 +87,14 @@ class WeightFactors(LayerChange):
     Args:
         layer: The layer.
         factors: The factors by their names.
+
+    Raises:
+        ValueError: If the layer is a convolution of several groups.
     """
 
     def __init__(self, layer: fl.Linear | fl.Conv2d, **factors: Tensor | None) -> None:
+        if isinstance(layer, fl.Conv2d) and layer.groups != 1:
+            raise ValueError(f"layer must be a convolution of one group, got {layer}")
         super().__init__(layer)
         for name, factor in factors.items():
             self.register_parameter(name, None if factor is None else nn.Parameter(factor))
@@ -107,8 +112,8 @@ class WeightFactors(LayerChange):
         factors = {name: factor for name, factor in self._parameters.items() if factor is not None}
         return self.product({name: factor.to(dtype or factor.dtype) for name, factor in factors.items()})
 
-    def differences(self, dtype: DType) -> dict[str, Tensor]:
-        return {"weight": self.difference(dtype)}
+    def differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"weight": self.difference(parameters["weight"].dtype)}
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
         return apply_weight(self.layer, x, self.difference())

@@ -49,7 +49,7 @@ class HadamardFactors(WeightFactors):
     def product(self, factors: Factors) -> Tensor:
         shape = self.layer.weight.shape
         one, other = (
-            _product(factors[f"w{i}_a"], factors[f"w{i}_b"], factors.get(f"t{i}")).view(shape) for i in (1, 2)
+            _product(factors[f"w{i}_a"], factors[f"w{i}_b"], factors.get(f"t{i}")).reshape(shape) for i in (1, 2)
         )
         return one * other
 

@@ -51,7 +51,7 @@ class KroneckerFactors(WeightFactors):
 
     def product(self, factors: Factors) -> Tensor:
         small, large = self._matrices(factors)
-        return torch.kron(small.view(*small.shape, *[1] * (large.ndim - 2)), large)
+        return torch.kron(small.view(*small.shape, *[1] * (large.ndim - 2)), large.contiguous())
 
     def _matrices(self, factors: Factors) -> tuple[Tensor, Tensor]:
         """Give `w1`, and `w2` in two dimensions for a linear layer and in four for a convolution."""
@@ -65,16 +65,16 @@ class KroneckerFactors(WeightFactors):
             large = factors["w2_a"] @ factors["w2_b"]
         if large.ndim == 2 and kernel:
             large = large.view(large.shape[0], -1, *kernel)
-        return small, large.view(*large.shape[:2], *kernel)
+        return small, large.reshape(*large.shape[:2], *kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         small, large = self._matrices(dict(self.named_parameters()))
         layer = self.layer
         if isinstance(layer, fl.Linear):
-            rows = x.reshape(*x.shape[:-1], small.shape[1], -1)
+            rows = x.reshape(*x.shape[:-1], small.shape[1], large.shape[1])
             return torch.matmul(small, linear(rows, large)).flatten(-2)
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or x.ndim != 4:
             return super().forward(x)
-        groups = x.reshape(x.shape[0] * small.shape[1], -1, *x.shape[2:])
+        groups = x.reshape(x.shape[0] * small.shape[1], large.shape[1], *x.shape[2:])
         y = conv2d(groups, large, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
-        return torch.einsum("ji,bichw->bjchw", small, y.view(x.shape[0], -1, *y.shape[1:])).flatten(1, 2)
+        return torch.einsum("ji,bichw->bjchw", small, y.view(x.shape[0], small.shape[1], *y.shape[1:])).flatten(1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -215,7 +216,8 @@ class LinearLora(Lora[fl.Linear]):
             fl.Linear(self.rank, self.out_features, bias=False, device=device, dtype=dtype),
         )
 
-    def differences(self, dtype: DType) -> dict[str, Tensor]:
+    def differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype = parameters["weight"].dtype
         return {"weight": self.up.weight.to(dtype) @ self.down.weight.to(dtype)}
 
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
@@ -309,13 +311,21 @@ class Conv2dLora(Lora[fl.Conv2d]):
         )
         return down, up
 
-    def differences(self, dtype: DType) -> dict[str, Tensor]:
+    def differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype = parameters["weight"].dtype
         down, up = self.down.weight.to(dtype), self.up.weight.to(dtype)
-        if up.shape[2:] == (1, 1) and self.up.stride == (1, 1) and self.up.padding == (0, 0):
+        if up.shape[2:] == (1, 1):
             return {"weight": torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)}
-        if down.shape[2:] == (1, 1) and self.down.stride == (1, 1) and self.down.padding == (0, 0):
-            return {"weight": torch.einsum("orhw,ri->oihw", up, down[:, :, 0, 0])}
-        raise ValueError(f"LoRA {self.name!r}: {self.down} and {self.up} are not one convolution")
+        return {"weight": torch.einsum("orhw,ri->oihw", up, down[:, :, 0, 0])}
+
+    def check_mergeable(self, layer: fl.WeightedModule) -> None:
+        large, small = (self.down, self.up) if self.up.kernel_size == (1, 1) else (self.up, self.down)
+        steps = {"kernel_size": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+        is_one = all(getattr(small, each) == value for each, value in steps.items()) and all(
+            getattr(large, each) == getattr(layer, each, None) for each in steps
+        )
+        if not is_one:
+            raise ValueError(f"LoRA {self.name!r} cannot be merged: {self.down} and {self.up} are not one like {layer}")
 
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
         """Whether the channels agree; if they do, `down` takes over the stride of the layer."""

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, device as Device, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
-from refiners.fluxion.adapters.lora.attach import attach_loras
+from refiners.fluxion.adapters.lora.attach import MERGED, attach_loras
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import Place, find_places
 from refiners.fluxion.adapters.lora.update import LayerUpdate
 
 
-@dataclass
-class _Layer:
-    """A layer with updates in its weights."""
+@dataclass(frozen=True)
+class _Merged:
+    """What the weights of a layer are made of."""
 
-    layer: fl.WeightedModule
-    pristine: dict[str, Tensor]
-    updates: list[LayerUpdate] = field(default_factory=list[LayerUpdate])
+    pristine: Mapping[str, Tensor]
+    updates: tuple[LayerUpdate, ...]
 
 
 class MergedLoras:
@@ -30,7 +30,8 @@ class MergedLoras:
 
     A merged weight is made of the pristine one and of all updates that are merged, in float32 at least, and rounded
     once; whatever is merged and taken out meanwhile, in the end the pristine weight is back, bit for bit. A merged
-    update is no part of the tree: it comes back where it was when it is taken out.
+    update is no part of the tree; taken out, it is attached again, after the others of its layer. What is merged is
+    known to the layers: all who ask see the same.
 
     Where an update is made of the weight itself, as DoRA is, all updates of the layer are merged together or none.
     While updates are merged, the weights of their layers are not to be replaced by others: the pristine ones would come
@@ -44,103 +45,177 @@ class MergedLoras:
     def __init__(self, *roots: fl.Chain, keep_on: Device | str | None = None) -> None:
         self.roots = roots
         self.keep_on = keep_on
-        self._layers: dict[int, _Layer] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the updates that are merged."""
-        return list(dict.fromkeys(update.name for each in self._layers.values() for update in each.updates))
 
     @property
     def updates(self) -> list[LayerUpdate]:
         """The updates that are merged."""
-        return [update for each in self._layers.values() for update in each.updates]
+        return [update for layer in self._layers() for update in _updates_in(layer)]
 
-    def merge(self, names: Collection[str]) -> None:
+    @property
+    def names(self) -> list[str]:
+        """The names of the updates that are merged."""
+        return list(dict.fromkeys(update.name for update in self.updates))
+
+    def merge(self, names: Iterable[str]) -> None:
         """Put the attached updates of some names into the weights.
 
         Raises:
             ValueError: If a multiplier is a tensor, a weight is no ordinary one, an update is none of a weight, or one
                 that is made of the weight would stay; nothing was changed.
         """
-        found = [(adapter, update) for adapter, update in self._attached() if update.name in names]
-        for adapter, update in found:
-            _check(adapter.target, update)
-            _check_others(adapter, names)
-        try:
-            with collections_paused(), torch.no_grad():
-                for adapter, update in found:
-                    layer = adapter.target
-                    entry = self._layers.setdefault(id(layer), _Layer(layer, self._copy(layer)))
-                    entry.updates.append(update)
-                    adapter.remove(update)
-                    if not any(isinstance(child, LayerUpdate) for child in adapter):
-                        adapter.eject()
-                self._write({id(adapter.target) for adapter, _ in found})
-        except BaseException:
-            self._take_out([update for _, update in found])
-            raise
+        wanted = _as_set(names)
+        found: list[tuple[LoraAdapter, LayerUpdate]] = []
+        before: dict[fl.WeightedModule, tuple[LayerUpdate, ...]] = {}
+        for adapter in self._adapters():
+            chosen = [update for update in _children(adapter) if update.name in wanted]
+            if chosen:
+                _check(adapter.target, chosen)
+                _check_others(adapter.target, [each for each in adapter.lora_layers if each.name not in wanted])
+                found += [(adapter, update) for update in chosen]
+                before[adapter.target] = _updates_in(adapter.target)
+        with self._undone(before, found), collections_paused():
+            for layer, updates in before.items():
+                self._write(layer, (*updates, *(update for adapter, update in found if adapter.target is layer)))
+            for adapter, update in found:
+                adapter.remove(update)
+                if not _children(adapter):
+                    adapter.eject()
 
-    def unmerge(self, names: Collection[str]) -> None:
+    def unmerge(self, names: Iterable[str]) -> None:
         """Take the updates of some names out of the weights, and attach them again.
 
         Raises:
-            ValueError: If a layer is no part of the model any more; nothing was changed.
+            ValueError: If a layer is no part of the model any more, or an update that is made of the weight would be
+                separated from the others; nothing was changed.
         """
-        self._take_out([update for update in self.updates if update.name in names])
-
-    def _take_out(self, updates: list[LayerUpdate]) -> None:
+        wanted = _as_set(names)
         places = {id(place.layer): place for root in self.roots for place in find_places(root).values()}
-        attached: list[tuple[LayerUpdate, Place]] = []
-        changed: dict[int, _Layer] = {}
-        for key, each in self._layers.items():
-            out = [update for update in each.updates if any(update is one for one in updates)]
-            if out and (key not in places or places[key].parent is None):
-                raise ValueError(f"the layer {each.layer} has updates merged and is no part of the model any more")
-            if out:
-                attached += [(update, places[key]) for update in out]
-                changed[key] = each
-        attach_loras(attached)
-        for each in changed.values():
-            each.updates = [update for update in each.updates if not any(update is one for one in updates)]
-        with torch.no_grad():
-            self._write(changed)
-        self._layers = {key: each for key, each in self._layers.items() if each.updates}
+        before: dict[fl.WeightedModule, tuple[LayerUpdate, ...]] = {}
+        for layer in self._layers():
+            updates = _updates_in(layer)
+            if any(update.name in wanted for update in updates):
+                before[layer] = updates
+                if id(layer) not in places or places[id(layer)].parent is None:
+                    raise ValueError(f"the layer {layer} has updates merged and is in no chain any more")
+                if any(update.name not in wanted for update in updates):
+                    _check_others(layer, [update for update in updates if update.name in wanted])
+        with self._undone(before):
+            for layer, updates in before.items():
+                self._write(layer, tuple(update for update in updates if update.name not in wanted))
+            out = [(layer, update) for layer, each in before.items() for update in each if update.name in wanted]
+            for layer, update in out:
+                update.to(device=layer.device, dtype=layer.dtype)
+            attach_loras(_placed(out, places))
 
-    def refresh(self, names: Collection[str]) -> None:
-        """Make the weights with updates of some names anew, after a change of their multipliers or matrices."""
-        for update in self.updates:
-            if update.name in names:
-                check_mergeable(update.name, update.scale)
-        with torch.no_grad():
-            self._write({key for key, each in self._layers.items() if any(one.name in names for one in each.updates)})
+    def set_scales(self, scales: Mapping[str, float | Tensor]) -> None:
+        """Change the multipliers of updates that are merged, and the weights with them.
 
-    def _attached(self) -> Iterator[tuple[LoraAdapter, LayerUpdate]]:
+        Raises:
+            ValueError: If a multiplier is one for each sample; nothing was changed.
+        """
+        before: dict[fl.WeightedModule, tuple[LayerUpdate, ...]] = {}
+        for layer in self._layers():
+            if any(update.name in scales for update in _updates_in(layer)):
+                before[layer] = _updates_in(layer)
+        for name in {update.name for updates in before.values() for update in updates} & set(scales):
+            check_mergeable(name, scales[name])
+        changed = [update for updates in before.values() for update in updates if update.name in scales]
+        old = [update.scale for update in changed]
+        try:
+            for update in changed:
+                update.scale = scales[update.name]
+            for layer, updates in before.items():
+                self._write(layer, updates)
+        except BaseException:
+            for update, scale in zip(changed, old, strict=True):
+                update.scale = scale
+            for layer, updates in before.items():
+                self._write(layer, updates)
+            raise
+
+    def _layers(self) -> Iterator[fl.WeightedModule]:
         for root in self.roots:
-            for adapter in list(root.layers(LoraAdapter, recurse=True)):
-                for update in [child for child in adapter if isinstance(child, LayerUpdate)]:
-                    yield adapter, update
+            for module in root.modules():
+                if MERGED in module.__dict__:
+                    assert isinstance(module, fl.WeightedModule)
+                    yield module
 
-    def _copy(self, layer: fl.WeightedModule) -> dict[str, Tensor]:
-        parameters = layer.named_parameters(recurse=False)
-        return {name: value.detach().to(self.keep_on or value.device, copy=True) for name, value in parameters}
+    def _adapters(self) -> Iterator[LoraAdapter]:
+        for root in self.roots:
+            yield from list(root.layers(LoraAdapter, recurse=True))
 
-    def _write(self, keys: Collection[int]) -> None:
-        """Make weights of the pristine ones and the updates."""
-        for key in keys:
-            each = self._layers[key]
-            for name, pristine in each.pristine.items():
-                each.layer.get_parameter(name).copy_(pristine)
-            wide = torch.float64 if each.layer.weight.dtype == torch.float64 else torch.float32
-            changes: dict[str, Tensor] = {}
-            for update in each.updates:
-                for name, change in update.differences(wide).items():
-                    changes[name] = torch.add(
-                        changes.get(name, torch.zeros_like(change)), change, alpha=float(update.scale)
-                    )
-            for name, change in changes.items():
-                parameter = each.layer.get_parameter(name)
-                parameter.copy_(parameter.to(wide) + change)
+    @contextmanager
+    def _undone(
+        self,
+        before: Mapping[fl.WeightedModule, tuple[LayerUpdate, ...]],
+        attached: Iterable[tuple[LoraAdapter, LayerUpdate]] = (),
+    ) -> Generator[None]:
+        """Give layers their weights back, and adapters their updates, if what is done within fails."""
+        try:
+            yield
+        except BaseException:
+            for layer, updates in before.items():
+                self._write(layer, updates)
+            places = {id(place.layer): place for root in self.roots for place in find_places(root).values()}
+            attach_loras(_placed([(a.target, update) for a, update in attached if update.parent is None], places))
+            raise
+
+    @torch.no_grad()
+    def _write(self, layer: fl.WeightedModule, updates: tuple[LayerUpdate, ...]) -> None:
+        """Make the weights of a layer of its pristine ones and some updates: computed first, then written."""
+        parameters = dict(layer.named_parameters(recurse=False))
+        merged: _Merged | None = layer.__dict__.get(MERGED)
+        if merged is None:
+            pristine = {name: p.detach().to(self.keep_on or p.device, copy=True) for name, p in parameters.items()}
+        else:
+            pristine = merged.pristine
+        values = _values(layer, {name: value.to(layer.device) for name, value in pristine.items()}, updates)
+        for name, parameter in parameters.items():
+            parameter.copy_(values.get(name, pristine[name]))
+        if updates:
+            layer.__dict__[MERGED] = _Merged(pristine, updates)
+        else:
+            layer.__dict__.pop(MERGED, None)
+
+
+def _placed(
+    updates: Iterable[tuple[fl.WeightedModule, LayerUpdate]], places: Mapping[int, Place]
+) -> Iterator[tuple[LayerUpdate, Place]]:
+    """Give updates with the places of their layers, which move into an adapter when the first is attached."""
+    parents: dict[int, fl.Chain | None] = {}
+    for layer, update in updates:
+        yield update, Place(layer, parents.get(id(layer), places[id(layer)].parent))
+        parents[id(layer)] = update.parent
+
+
+def _values(
+    layer: fl.WeightedModule, pristine: Mapping[str, Tensor], updates: Iterable[LayerUpdate]
+) -> dict[str, Tensor]:
+    """Compute the parameters of a layer that updates change, from its pristine ones."""
+    dtype = torch.float64 if layer.dtype == torch.float64 else torch.float32
+    wide = {name: value.to(dtype) for name, value in pristine.items()}
+    values: dict[str, Tensor] = {}
+    with torch.autocast(layer.device.type, enabled=False):
+        for update in updates:
+            update.to(device=layer.device)
+            for name, change in update.differences(wide).items():
+                if name not in wide or change.shape != wide[name].shape:
+                    raise ValueError(f"LoRA {update.name!r} cannot be merged: it has no {name} for {layer}")
+                values[name] = torch.add(values.get(name, wide[name]), change, alpha=float(update.scale))
+    return values
+
+
+def _children(adapter: LoraAdapter) -> list[LayerUpdate]:
+    return [child for child in adapter if isinstance(child, LayerUpdate)]
+
+
+def _updates_in(layer: fl.WeightedModule) -> tuple[LayerUpdate, ...]:
+    merged: _Merged | None = layer.__dict__.get(MERGED)
+    return () if merged is None else merged.updates
+
+
+def _as_set(names: Iterable[str]) -> set[str]:
+    return {names} if isinstance(names, str) else set(names)
 
 
 def check_mergeable(name: str, scale: float | Tensor) -> None:
@@ -151,19 +226,22 @@ def check_mergeable(name: str, scale: float | Tensor) -> None:
         )
 
 
-def _check(layer: fl.WeightedModule, update: LayerUpdate) -> None:
-    check_mergeable(update.name, update.scale)
-    for name, parameter in layer.named_parameters(recurse=False):
-        if type(parameter) is not nn.Parameter or not parameter.dtype.is_floating_point:
-            raise ValueError(
-                f"LoRA {update.name!r} cannot be merged: {name} of {layer} is a {type(parameter).__name__} of"
-                f" {parameter.dtype}, expected ordinary floating-point numbers"
-            )
+def _check(layer: fl.WeightedModule, updates: Iterable[LayerUpdate]) -> None:
+    for update in updates:
+        check_mergeable(update.name, update.scale)
+        update.check_mergeable(layer)
+        for name, parameter in layer.named_parameters(recurse=False):
+            if type(parameter) is not nn.Parameter or not parameter.dtype.is_floating_point:
+                raise ValueError(
+                    f"LoRA {update.name!r} cannot be merged: {name} of {layer} is a {type(parameter).__name__} of"
+                    f" {parameter.dtype}, expected ordinary floating-point numbers"
+                )
 
 
-def _check_others(adapter: LoraAdapter, names: Collection[str]) -> None:
-    for other in adapter.lora_layers:
-        if other.uses_weight and other.name not in names:
+def _check_others(layer: fl.WeightedModule, others: Iterable[LayerUpdate]) -> None:
+    """Raise if updates that stay attached, or come to be, while others are merged, are made of the weight."""
+    for other in others:
+        if other.uses_weight:
             raise ValueError(
-                f"LoRA {other.name!r} is made of the weight of {adapter.target}: merge it together with the others"
+                f"LoRA {other.name!r} is made of the weight of {layer}: merge or unmerge it together with the others"
             )

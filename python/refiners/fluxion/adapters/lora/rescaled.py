@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from jaxtyping import Float
-from torch import Tensor, dtype as DType, nn
+from torch import Tensor, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.factors import ChannelChange, apply_weight, per_channel
@@ -20,6 +22,9 @@ class ChannelFactors(ChannelChange):
         factors: Shape [out], or [in].
         of_inputs: Whether they are for what the layer takes.
         with_bias: Whether what the layer returns is multiplied with its bias.
+
+    Raises:
+        ValueError: If there is not one factor for each channel.
     """
 
     factors: Tensor
@@ -31,6 +36,12 @@ class ChannelFactors(ChannelChange):
         of_inputs: bool = False,
         with_bias: bool = False,
     ) -> None:
+        channels = layer.weight.shape[int(of_inputs)]
+        if factors.shape != (channels,):
+            side = "inputs" if of_inputs else "outputs"
+            raise ValueError(
+                f"factors must be ({channels},), one for each of the {side} of {layer}, got {tuple(factors.shape)}"
+            )
         super().__init__(layer, of_inputs)
         self.factors = nn.Parameter(factors)
         self.with_bias = with_bias
@@ -43,9 +54,10 @@ class ChannelFactors(ChannelChange):
             base = base + per_channel(self.layer, self.layer.bias)
         return base * per_channel(self.layer, self.factors)
 
-    def differences(self, dtype: DType) -> dict[str, Tensor]:
-        weight, bias, factors = self.layer.weight.to(dtype), self.layer.bias, self.factors.to(dtype)
+    def differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weight, bias = parameters["weight"], parameters.get("bias")
+        factors = self.factors.to(weight.dtype)
         found = {"weight": weight * factors.view(-1, *[1] * (weight.ndim - 1 - self.of_inputs))}
         if self.with_bias and bias is not None and not self.of_inputs:
-            found["bias"] = bias.to(dtype) * factors
+            found["bias"] = bias * factors
         return found

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from jaxtyping import Float
-from torch import Tensor, dtype as DType
+from torch import Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.factors import LayerChange
@@ -28,12 +28,15 @@ class LayerUpdate(fl.Chain, ABC):
         """Whether the update can be added to a layer."""
 
     @abstractmethod
-    def differences(self, dtype: DType) -> Mapping[str, Tensor]:
-        """Give the changes of the parameters of the layer by their names, for a scale of 1, computed in a dtype.
+    def differences(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Give the changes of the parameters of the layer by their names, for a scale of 1.
 
-        Raises:
-            ValueError: If the update is none of the parameters.
+        Args:
+            parameters: What the layer has without updates, in the dtype to compute in.
         """
+
+    def check_mergeable(self, layer: fl.WeightedModule) -> None:
+        """Raise `ValueError` if the update is none of the parameters of a layer."""
 
     @property
     def uses_weight(self) -> bool:
@@ -83,10 +86,10 @@ class WeightUpdate(LayerUpdate):
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
         return layer is self._layer[0]
 
-    def differences(self, dtype: DType) -> Mapping[str, Tensor]:
+    def differences(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if isinstance(self.change, LayerChange):
-            return self.change.differences(dtype)
-        return {name: parameter.to(dtype) for name, parameter in self.change.named_parameters()}
+            return self.change.differences(parameters)
+        return {name: parameter.to(parameters["weight"].dtype) for name, parameter in self.change.named_parameters()}
 
     @property
     def change(self) -> fl.Module:
