@@ -28,3 +28,14 @@ def test_an_old_interruption_is_not_that_of_another_error() -> None:
     with pytest.raises(ChainError, match="mat1 and mat2|x must be|weight must be"):
         fl.Chain(fl.Linear(3, 3))(torch.randn(2, 4))
     assert portable_path._lost == []
+
+
+def test_an_old_interruption_is_forgotten_by_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> Tensor:
+        raise MemoryError("API call failed")
+
+    portable_path._lost.append(KeyboardInterrupt())
+    chain = fl.Chain(fl.Conv2d(8, 8, kernel_size=1))
+    monkeypatch.setattr(torch.nn.functional, "conv2d", failing)
+    with pytest.raises((ChainError, MemoryError)):
+        chain(torch.randn(1, 8, 4, 4))

@@ -99,3 +99,24 @@ def test_a_second_convolution_that_is_larger(manager: SDLoraManager, tmp_path: P
     LoraAdapter(layer, lora).inject(manager.unet.ensure_find_parent(layer))
     with pytest.raises(ValueError, match="style: conv_in: the second of two convolutions must be of 1×1 in a file"):
         manager.save("style", tmp_path / "a.safetensors")
+
+
+def test_ranks_that_differ(manager: SDLoraManager, tmp_path: Path) -> None:
+    layer, x = names_of(manager.target)[PROJECTION], torch.randn(2, 3, 128)
+    factors = [torch.randn(shape) for shape in ((32, 2), (2, 128), (32, 4), (4, 128))]
+    LoraAdapter(layer, WeightUpdate("loha", layer, HadamardFactors(layer, *factors))).inject(
+        manager.unet.ensure_find_parent(layer)
+    )
+    (adapter,) = manager.lora_adapters
+    before = adapter(x)
+    manager.save("loha", tmp_path / "a.safetensors")
+    manager.remove_all()
+    manager.load("loha", tmp_path / "a.safetensors")
+    (adapter,) = manager.lora_adapters
+    assert torch.equal(adapter(x), before)
+
+
+def test_another_ending(manager: SDLoraManager, style: dict[str, Tensor], tmp_path: Path) -> None:
+    manager.add_loras("style", style)
+    with pytest.raises(ValueError, match=r"path must end in .safetensors, got '.*a.pt'"):
+        manager.save("style", tmp_path / "a.pt")
