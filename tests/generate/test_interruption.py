@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from refiners import cli
+from refiners.generate.interruption import noticed_interruption
 
 FolderOf = Callable[[str], Path]
 
@@ -53,3 +55,14 @@ def test_while_a_file_is_written(
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.splitlines()[-1] == "python -m refiners generate: interrupted"
     assert out.read_bytes() == b"before" and list(tmp_path.iterdir()) == [out]
+
+
+def test_one_that_is_lost_is_noticed_later() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with noticed_interruption() as check:
+        check()
+        with suppress(KeyboardInterrupt):  # as a destructor does
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before
