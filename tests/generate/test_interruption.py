@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ def options(folder: Path, out: Path, *more: str) -> list[str]:
 
 def test_between_steps(folder_of: FolderOf, tmp_path: Path) -> None:
     out, preview = tmp_path / "image.png", tmp_path / "image.preview.png"
-    command = [sys.executable, "-m", "refiners", *options(folder_of("SD15"), out, "--steps", "1000")]
+    # A job in the background, as these tests may be, is born without Ctrl-C.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from refiners import cli"
+    run_it = f"{start}; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", run_it, *options(folder_of("SD15"), out, "--steps", "1000")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         end = time.monotonic() + 120
         while not preview.exists() and run.poll() is None and time.monotonic() < end:
@@ -57,12 +60,30 @@ def test_while_a_file_is_written(
     assert out.read_bytes() == b"before" and list(tmp_path.iterdir()) == [out]
 
 
-def test_one_that_is_lost_is_noticed_later() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def handler() -> Iterator[Callable[..., Any]]:
+    """The handler of Ctrl-C that programs have, even if these tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_one_that_is_lost_is_noticed_later(handler: Callable[..., Any]) -> None:
     with noticed_interruption() as check:
         check()
         with suppress(KeyboardInterrupt):  # as a destructor does
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             check()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_job_in_the_background_stays_without_interruptions() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with noticed_interruption() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

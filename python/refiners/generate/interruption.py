@@ -22,7 +22,8 @@ def noticed_interruption() -> Generator[Callable[[], None]]:
         if asked.is_set():
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # where no signals arrive
+    is_main = threading.current_thread() is threading.main_thread()  # signals arrive nowhere else
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of jobs in the background
         yield check
         return
 
