@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from PIL import Image
 
 from refiners import cli
-from refiners.generate.interruption import noticed_interruption
 
 FolderOf = Callable[[str], Path]
 
@@ -58,32 +56,3 @@ def test_while_a_file_is_written(
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.splitlines()[-1] == "python -m refiners generate: interrupted"
     assert out.read_bytes() == b"before" and list(tmp_path.iterdir()) == [out]
-
-
-@pytest.fixture
-def handler() -> Iterator[Callable[..., Any]]:
-    """The handler of Ctrl-C that programs have, even if these tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield signal.default_int_handler
-    signal.signal(signal.SIGINT, before)
-
-
-def test_one_that_is_lost_is_noticed_later(handler: Callable[..., Any]) -> None:
-    with noticed_interruption() as check:
-        check()
-        with suppress(KeyboardInterrupt):  # as a destructor does
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            check()
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-def test_a_job_in_the_background_stays_without_interruptions() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with noticed_interruption() as check:
-            signal.raise_signal(signal.SIGINT)
-            check()
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refiners.generate.interruption import noticed_interruption
 from refiners.generate.options import Options, parse_options
 from refiners.options import complain
 
@@ -85,13 +84,12 @@ def generate(setup: Setup, options: Options, seed: int) -> list[Image]:
     bar = tqdm(desc=f"seed {seed}", unit="step", disable=None, file=sys.stderr)  # None: not if nobody looks
 
     def on_step(step: int, x: Tensor) -> None:
-        check_interruption()
         bar.total = len(model.steps)
         bar.update()
         if options.preview and (step + 1) % options.preview == 0 and step != model.steps[-1]:
             write_png(model.lda.latents_to_images(x[:1])[0], options.out.with_suffix(".preview.png"))
 
-    with bar, noticed_interruption() as check_interruption:
+    with bar:
         images = model.generate(
             options.prompt,
             options.negative,

@@ -206,11 +206,13 @@ def wrap(layer: Any, name: str, kind: str, alpha: float) -> Any:
     return wrapped
 
 
-@pytest.mark.parametrize("name", [LINEAR, WITH_BIAS, CONV, SMALL_CONV])
-@pytest.mark.parametrize("kind", PEFT)
+# A file does not tell IA3 of inputs from that of outputs where a convolution has as many of both.
+PEFT_CASES = [(kind, name) for kind in PEFT for name in (LINEAR, WITH_BIAS, CONV, SMALL_CONV)]
+PEFT_CASES.remove(("IA3 of inputs", SMALL_CONV))
+
+
+@pytest.mark.parametrize(("kind", "name"), PEFT_CASES)
 def test_peft(kind: str, name: str, manager: SDLoraManager) -> None:
-    if (kind, name) == ("IA3 of inputs", SMALL_CONV):
-        pytest.skip("the file does not tell them from those of outputs, of which there are as many")
     layer = layer_of(manager.target, name)
     alpha = 4 if kind == "LoKr" else 2  # of whole matrices the keys alone tell no rank
     wrapped = wrap(layer, name, kind, alpha)
