@@ -7,6 +7,7 @@ from refiners.ops.group_norm import group_norm
 from refiners.ops.library import NativeLibraryWarning
 from refiners.ops.linear import linear
 from refiners.ops.lora_block import lora_block_cache, prepare_lora_block
+from refiners.ops.lora_conv2d import lora_conv2d
 from refiners.ops.lora_linear import lora_linear
 from refiners.ops.weighted_sum import weighted_sum
 
@@ -18,6 +19,7 @@ __all__ = [
     "group_norm",
     "linear",
     "lora_block_cache",
+    "lora_conv2d",
     "lora_linear",
     "prepare_lora_block",
     "weighted_sum",

@@ -70,11 +70,37 @@ EDITS: dict[str, Callable[[LoraAdapter], object]] = {
     "another target": lambda adapter: adapter.replace(adapter.target, fl.Linear(6, 5)),
     "a wrapped target": lambda adapter: adapter.replace(adapter.target, fl.Chain(adapter.target)),
     "a bias of the multiplier": lambda adapter: setattr(adapter.loras["foo"].ensure_find(fl.Multiply), "bias", 1.0),
-    "a multiplier of its own": lambda adapter: setattr(adapter.loras["foo"].ensure_find(fl.Multiply), "scale", 5.0),
     "a hook on the target": lambda adapter: adapter.target.register_forward_hook(lambda *_: None),
     "a hook on an update": lambda adapter: adapter.loras["foo"].register_forward_pre_hook(lambda *_: None),
     "a hook on a layer": lambda adapter: adapter.loras["foo"].down.register_forward_hook(lambda *_: None),
 }
+
+
+def test_a_multiplier_that_was_assigned_past_the_update_counts(adapter: LoraAdapter, calls: list[int]) -> None:
+    adapter.loras["foo"].ensure_find(fl.Multiply).scale = 5.0
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(adapter(x), one_by_one(adapter, x))
+    assert calls == [2]
+
+
+@torch.no_grad()
+def test_updates_of_scale_0_cost_nothing(adapter: LoraAdapter, calls: list[int]) -> None:
+    x = torch.randn(3, 6)
+    adapter.scale = dict.fromkeys(adapter.names, 0.0)
+    assert torch.equal(adapter(x), adapter.target(x))
+    assert calls == []
+    adapter.append(fl.Chain(fl.Lambda(lambda x: torch.zeros(3, 5))))  # edited, it calls its children
+    adapter.pop(len(adapter) - 1)
+    update = adapter.loras["foo"]
+    update.insert(1, fl.Lambda(lambda x: pytest.fail("an update of scale 0 was computed")))
+    assert torch.equal(adapter(x), adapter.target(x))
+
+
+def test_updates_of_scale_0_are_trained(adapter: LoraAdapter) -> None:
+    adapter.scale = dict.fromkeys(adapter.names, 0.0)
+    adapter(torch.randn(3, 6)).sum().backward()
+    grads = [lora.up.weight.grad for lora in adapter.loras.values()]
+    assert all(grad is not None and not grad.any() for grad in grads)
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)

@@ -55,10 +55,10 @@ def test_a_changed_scale_stays_in_the_tensor_that_a_captured_graph_reads() -> No
     adapter = make_adapter()
     with torch.no_grad():
         adapter(X)
-        before: Any = adapter._scales[False]
+        before: Any = adapter._multipliers._kept[False]
         adapter.scale = {"style": 2.0}
         torch.testing.assert_close(adapter(X), children(adapter, X))
-        after: Any = adapter._scales[False]
+        after: Any = adapter._multipliers._kept[False]
     assert after[1] is before[1]
     assert after[1].tolist() == [2.0]
 
@@ -66,9 +66,9 @@ def test_a_changed_scale_stays_in_the_tensor_that_a_captured_graph_reads() -> No
 def test_training_makes_the_scale_tensor_once_and_never_writes_into_it() -> None:
     adapter = make_adapter()
     adapter(X)
-    kept = adapter._scales[True][1]
+    kept = adapter._multipliers._kept[True][1]
     y = adapter(X)
-    assert adapter._scales[True][1] is kept
+    assert adapter._multipliers._kept[True][1] is kept
     adapter.scale = {"style": 2.0}
     torch.testing.assert_close(adapter(X), children(adapter, X))
     assert kept.tolist() == [1.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -200,20 +201,23 @@ class Multiply(Module):
     returned itself, as by `Identity`. Integers are always promoted, as the formula promotes them.
 
     Args:
-        scale: The factor; a tensor has one for each item of the first dimensions of `x`: [batch] or [batch, tokens].
+        scale: The factor; a tensor has one for each item of the first dimensions of `x`: [batch] or [batch, tokens]. A
+            function makes it of `x`.
         bias: What is added.
     """
 
-    scale: float | Tensor
+    scale: float | Tensor | Callable[[Tensor], float | Tensor]
     bias: float
 
-    def __init__(self, scale: float | Tensor = 1.0, bias: float = 0.0) -> None:
+    def __init__(self, scale: float | Tensor | Callable[[Tensor], float | Tensor] = 1.0, bias: float = 0.0) -> None:
         super().__init__()
         self.scale = scale
         self.bias = bias
 
     def forward(self, x: Shaped[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
         scale = self.scale
+        if callable(scale):
+            scale = scale(x)
         if isinstance(scale, Tensor):
             scale = scale.to(x.device, x.dtype if x.is_floating_point() else None)
             y = x * scale.reshape((*scale.shape, *[1] * (x.ndim - scale.ndim)))

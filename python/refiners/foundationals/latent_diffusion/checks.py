@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from refiners.fluxion.adapters.lora import Region
 from refiners.ops.transforms import is_autocast
 
 T = TypeVar("T")
@@ -157,6 +158,8 @@ def check_scale(name: str, scale: object) -> None:
     if isinstance(scale, Tensor):
         if scale.device.type == "cpu" and not bool(torch.isfinite(scale).all()):
             raise ValueError(f"the scale of {name!r} must be finite, got {scale}")
+    elif isinstance(scale, Region):
+        return  # it was checked when it was made
     elif isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"the scale of {name!r} must be a number or a tensor, got {type(scale).__name__}")
     elif not math.isfinite(scale):

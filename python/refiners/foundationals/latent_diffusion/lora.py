@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora import LayerUpdate, Lora, LoraAdapter, MergedLoras, auto_attach_loras
+from refiners.fluxion.adapters.lora import LayerUpdate, Lora, LoraAdapter, Region, auto_attach_loras
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import find_places
+from refiners.fluxion.adapters.lora.update import Scale
 from refiners.foundationals.latent_diffusion.checks import check_scale, check_scopes
-from refiners.foundationals.latent_diffusion.lora_by_order import LorasByOrder
-from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
+from refiners.foundationals.latent_diffusion.lora_scales import WeighedLoras
 
 if TYPE_CHECKING:
     from refiners.conversion.lora import LoraFormat, LoraPlan, Part, Scope
 
 
-class SDLoraManager(LorasByOrder):
+class SDLoraManager(WeighedLoras):
     """Add any number of LoRAs to a diffusion model, each with a name and a scale.
 
     See [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685). Files of kohya-ss/sd-scripts, LyCORIS, PEFT,
@@ -32,13 +31,6 @@ class SDLoraManager(LorasByOrder):
         target: The model.
     """
 
-    def __init__(self, target: LatentDiffusionModel) -> None:
-        if not isinstance(target, LatentDiffusionModel):
-            raise TypeError(f"target must be a LatentDiffusionModel, got {type(target).__name__}")
-        super().__init__(target)
-        self._order: list[str] = []
-        self._merged = MergedLoras(self.unet, self.clip_text_encoder)
-
     # --- add ----------------------------------------------------------------------------------------------------------
 
     def load(
@@ -46,7 +38,7 @@ class SDLoraManager(LorasByOrder):
         name: str,
         path: Path | str,
         /,
-        scale: float | Tensor = 1.0,
+        scale: Scale = 1.0,
         *,
         unet_inclusions: list[str] | None = None,
         unet_exclusions: list[str] | None = None,
@@ -86,7 +78,7 @@ class SDLoraManager(LorasByOrder):
         name: str,
         /,
         tensors: dict[str, Tensor],
-        scale: float | Tensor = 1.0,
+        scale: Scale = 1.0,
         unet_inclusions: list[str] | None = None,
         unet_exclusions: list[str] | None = None,
         unet_preprocess: dict[str, str] | None = None,
@@ -104,7 +96,7 @@ class SDLoraManager(LorasByOrder):
         Args:
             name: How to call it.
             tensors: The tensors of the file, by their keys.
-            scale: The multiplier (dimensionless): a number, or a tensor with one for each sample.
+            scale: The multiplier (dimensionless): a number, a tensor with one for each sample, or a `Region`.
             unet_inclusions: If given, only layers of the U-Net with a chain of one of these classes above them; updates
                 of other layers are left out.
             unet_exclusions: No layers with a chain of one of these classes above them.
@@ -135,7 +127,7 @@ class SDLoraManager(LorasByOrder):
         self,
         name: str,
         source: Path | dict[str, Tensor],
-        scale: float | Tensor,
+        scale: Scale,
         unet: tuple[list[str] | None, list[str] | None, dict[str, str] | None],
         text_encoder: tuple[list[str] | None, list[str] | None],
         partial: bool,
@@ -152,9 +144,12 @@ class SDLoraManager(LorasByOrder):
             self._attach_by_order(loras, unet, text_encoder)
 
         try:
+            first = 1.0 if isinstance(scale, Region) else scale  # what has no places is not known before
             plan = attach_lora(
-                self.target, name, source, scale=scale, scopes=scopes, partial=partial, by_order=by_order
+                self.target, name, source, scale=first, scopes=scopes, partial=partial, by_order=by_order
             )
+            if isinstance(scale, Region):
+                self._set_scales({name: scale}, self._find())
         except BaseException:
             self._remove({name})
             raise
@@ -176,12 +171,16 @@ class SDLoraManager(LorasByOrder):
     def remove_all(self) -> None:
         """Remove all LoRAs, also those that were not added by this manager."""
         self._merged.unmerge(self._merged.names)
+        for name in list(self._schedules.by_name):
+            self._schedules.set(name, None)
         with collections_paused():
             for adapter in self.lora_adapters:
                 adapter.eject()
         self._order.clear()
 
     def _remove(self, names: set[str]) -> None:
+        for name in names:
+            self._schedules.set(name, None)
         with collections_paused():
             for adapter in self.lora_adapters:
                 own = {child.name for child in adapter if isinstance(child, LayerUpdate)}
@@ -223,12 +222,6 @@ class SDLoraManager(LorasByOrder):
 
     # --- merge --------------------------------------------------------------------------------------------------------
 
-    @property
-    def merged_names(self) -> list[str]:
-        """The names of the LoRAs that are merged, in the order of `names`."""
-        merged = self._merged.names
-        return [name for name in self.names if name in merged]
-
     def merge(self, *names: str) -> None:
         """Put LoRAs into the weights of their layers, where they cost nothing; see `MergedLoras`.
 
@@ -242,8 +235,11 @@ class SDLoraManager(LorasByOrder):
             ValueError: If there is none of a name, or one cannot be merged; nothing was changed.
         """
         self._check_names(names)
-        wanted = names or self.names
-        self._merged.merge([name for name in wanted if name not in self.merged_names])
+        merged = self.merged_names
+        wanted = [name for name in names or self.names if name not in merged]
+        if scheduled := [name for name in wanted if name in self._schedules.by_name]:
+            raise ValueError(f"LoRA {scheduled[0]!r} has another multiplier at each step: it cannot be merged")
+        self._merged.merge(wanted)
 
     def unmerge(self, *names: str) -> None:
         """Take LoRAs out of the weights, which are then bit for bit what they were, and attach them again.
@@ -257,72 +253,7 @@ class SDLoraManager(LorasByOrder):
         self._check_names(names)
         self._merged.unmerge(names or self._merged.names)
 
-    # --- look up, and scale -------------------------------------------------------------------------------------------
-
-    @property
-    def lora_adapters(self) -> list[LoraAdapter]:
-        """The adapters that hold LoRAs, those of the U-Net first."""
-        networks = (self.unet, self.clip_text_encoder)
-        return [adapter for network in networks for adapter in network.layers(LoraAdapter, recurse=True)]
-
-    @property
-    def loras(self) -> list[LayerUpdate]:
-        """The updates of layers, those of the U-Net first, and then those that are merged."""
-        networks = (self.unet, self.clip_text_encoder)
-        return [*(lora for network in networks for lora in _loras_in(network)), *self._merged.updates]
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the LoRAs, in the order in which they were added."""
-        found = dict.fromkeys(lora.name for lora in self.loras)
-        return [name for name in dict.fromkeys([*self._order, *found]) if name in found]
-
-    @property
-    def scales(self) -> dict[str, Any]:
-        """The multipliers of the LoRAs by their names."""
-        return {name: self.get_scale(name) for name in self.names}
-
-    def get_loras_by_name(self, name: str, /) -> list[LayerUpdate]:
-        """List the updates of a LoRA."""
-        return [lora for lora in self.loras if lora.name == name]
-
-    def get_scale(self, name: str, /) -> Any:
-        """Give the multiplier of a LoRA.
-
-        Raises:
-            ValueError: If there is none of this name.
-            AssertionError: If the multipliers of its updates differ.
-        """
-        self._check_names([name])
-        first, *others = [lora.scale for lora in self.get_loras_by_name(name)]
-        if not all(_is_same(first, other) for other in others):
-            raise AssertionError(f"the updates of LoRA {name} have different scales")
-        return first
-
-    def set_scale(self, name: str, scale: float | Tensor, /) -> None:
-        """Change the multiplier of a LoRA; see `update_scales`."""
-        self.update_scales({name: scale})
-
-    def update_scales(self, scales: Mapping[str, float | Tensor], /) -> None:
-        """Change the multipliers of LoRAs.
-
-        Args:
-            scales: The multipliers by name: numbers, or tensors with one for each sample.
-
-        Raises:
-            AssertionError: If a name is unknown; nothing was changed.
-            TypeError: If a multiplier is neither a number nor a tensor; nothing was changed.
-            ValueError: If one is not finite, or that of a merged LoRA has one for each sample; nothing was changed. A
-                tensor is read only on the CPU.
-        """
-        for name, scale in scales.items():
-            check_scale(name, scale)
-        if unknown := self._unknown(scales):
-            raise AssertionError(f"Scales keys must be a subset of the names: {unknown}")
-        self._merged.set_scales(scales)
-        for lora in self.loras:
-            if lora.name in scales:
-                lora.scale = scales[lora.name]
+    # --- weights ------------------------------------------------------------------------------------------------------
 
     def get_lora_weights(self, name: str, /) -> dict[str, Tensor]:
         """Give the weights of a LoRA, multiplied by alpha / rank of its file; `add_loras` takes them.
@@ -353,24 +284,9 @@ class SDLoraManager(LorasByOrder):
                 weights |= {f"{key}.down.weight": lora.down.weight, f"{key}.up.weight": lora.up.weight}
         return weights
 
-    def _check_names(self, names: Iterable[str]) -> None:
-        if unknown := self._unknown(names):
-            raise ValueError(unknown)
-
-    def _unknown(self, names: Iterable[str]) -> str | None:
-        known = self.names
-        unknown = [name for name in names if name not in known]
-        return f"there is no LoRA {unknown[0]!r}: there are {known or 'none'}" if unknown else None
-
 
 def _loras_in(chain: fl.Chain) -> Iterator[LayerUpdate]:
     return chain.layers(LayerUpdate, recurse=True)
 
 
-def _is_same(one: float | Tensor, other: float | Tensor) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or torch.equal(one, other)
-    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
-
-
-__all__ = ["Lora", "LoraAdapter", "SDLoraManager", "auto_attach_loras"]
+__all__ = ["Lora", "LoraAdapter", "Region", "SDLoraManager", "auto_attach_loras"]

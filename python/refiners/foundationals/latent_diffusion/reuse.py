@@ -115,7 +115,7 @@ def _add(layer: fl.Module, tensors: list[Tensor], numbers: list[object]) -> bool
         tensors += [weight] if bias is None else [weight, bias]
         return True
     parts = find_plain_parts(layer) if isinstance(layer, LoraAdapter) else None
-    if parts is None or any(isinstance(scale, Tensor) for scale in parts.scales):
+    if parts is None or not all(isinstance(scale, (int, float)) for scale in parts.scales):
         return False
     tensors += [parts.weight, *parts.downs, *parts.ups]
     if parts.bias is not None:

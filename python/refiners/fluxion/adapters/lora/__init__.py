@@ -8,6 +8,7 @@ from refiners.fluxion.adapters.lora.loha import HadamardFactors
 from refiners.fluxion.adapters.lora.lokr import KroneckerFactors
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 from refiners.fluxion.adapters.lora.merge import MergedLoras
+from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.adapters.lora.rescaled import ChannelFactors
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
 
@@ -24,6 +25,7 @@ __all__ = [
     "LoraAdapter",
     "LowRankFactors",
     "MergedLoras",
+    "Region",
     "WeightFactors",
     "WeightUpdate",
     "auto_attach_loras",

@@ -2,54 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-import torch
-from torch import Tensor, dtype as DType
+from torch import Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
 from refiners.fluxion.adapters.lora.factors import apply_weight, per_channel
-from refiners.fluxion.adapters.lora.plain import find_plain_parts, shares_base
+from refiners.fluxion.adapters.lora.multipliers import Multipliers
+from refiners.fluxion.adapters.lora.plain import find_plain_parts, is_idle, is_simple
+from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
-from refiners.ops import lora_block_cache, lora_linear, prepare_lora_block
-from refiners.ops.transforms import is_transformed
+from refiners.ops import lora_block_cache, lora_conv2d, lora_linear, prepare_lora_block
 
 
 class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
     """Add any number of low-rank updates to a layer.
 
-    See [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685), equation 3. For a linear layer the sum is computed
-    by one operator, `refiners.ops.lora_linear`; wherever the children are not the plain ones, or carry hooks, they are
-    called one by one.
+    See [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685), equation 3. The sum is computed by one operator,
+    `refiners.ops.lora_linear` or `refiners.ops.lora_conv2d`; wherever the children are not the plain ones, or carry
+    hooks, they are called one by one. Where no gradients are recorded, updates of a scale of 0 cost nothing.
 
     Args:
         target: The layer.
         loras: The updates, each with its own name.
     """
 
-    # The multipliers, and the tensor that holds them. Where gradients are recorded (True) it is never changed in place.
-    _scales: dict[bool, tuple[tuple[float, ...], Tensor]]
+    _multipliers: Multipliers
 
     def __init__(self, target: fl.WeightedModule, /, *loras: LayerUpdate) -> None:
         with self.setup_adapter(target):
             super().__init__(target, *loras)
-        self.__dict__["_scales"] = {}  # past torch's bookkeeping: sets have a thousand adapters
+        self.__dict__["_multipliers"] = Multipliers()  # past torch's bookkeeping: sets have a thousand adapters
 
     def forward(self, *args: Any) -> Any:
         plain = find_plain_parts(self) if len(args) == 1 and isinstance(args[0], Tensor) else None
         if plain is None or not plain.fit(args[0]):
-            return self._from_base(*args) if shares_base(self) and len(args) == 1 else super().forward(*args)
-        x, (weight, bias, downs, ups, scales) = args[0], plain
-        return lora_linear(x, weight, bias, downs, ups, self._scale_tensor(scales, x), prepare_lora_block(weight, ups))
+            return self._from_children(*args)
+        x, (layer, weight, bias, downs, ups, scales) = args[0], plain
+        if plain.are_idle:
+            return layer(x)
+        if isinstance(layer, fl.Linear):
+            scale = self._multipliers.of(scales, x, x.shape[:-1])
+            return lora_linear(x, weight, bias, downs, ups, scale, prepare_lora_block(weight, ups))
+        stride, padding, dilation = layer.stride, cast("tuple[int, int]", layer.padding), layer.dilation
+        sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+        sides = (1 + (side + 2 * pad - gap * (size - 1) - 1) // step for side, size, step, pad, gap in sizes)
+        scale = self._multipliers.of(scales, x, (x.shape[0], *sides))
+        return lora_conv2d(x, weight, bias, downs, ups, scale, stride, padding, dilation)
 
-    def _from_base(self, x: Tensor) -> Tensor:
+    def _from_children(self, *args: Any) -> Any:
+        """Call the children one by one, those alone that change something, and the layer once for all of them."""
+        children = list(self)
+        if len(args) != 1 or not is_simple(children, self.target):
+            return super().forward(*args)
+        layer, *updates = children
+        updates = [update for update in cast("list[LayerUpdate]", updates) if not is_idle(update)]
+        if any(isinstance(update, WeightUpdate) and update.uses_base for update in updates):
+            return self._from_base(cast("fl.Linear | fl.Conv2d", layer), args[0], updates)
+        return sum((update(*args) for update in updates), start=layer(*args))
+
+    def _from_base(self, layer: fl.Linear | fl.Conv2d, x: Tensor, updates: Iterable[LayerUpdate]) -> Tensor:
         """Compute the layer once, for itself and for the updates that are made of what it returns."""
-        layer = cast("fl.Linear | fl.Conv2d", self.target)
         base = apply_weight(layer, x, layer.weight)
         y = base if layer.bias is None else base + per_channel(layer, layer.bias)
-        for update in list(self)[1:]:
+        for update in updates:
             is_based = isinstance(update, WeightUpdate) and update.uses_base
             y = y + (update.from_base(x, base) if is_based else update(x))
         return y
@@ -58,31 +76,9 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         super().eject()
         lora_block_cache.drop(self.target.weight)
 
-    def _scale_tensor(self, scales: list[float | Tensor], x: Tensor) -> Tensor:
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        for scale in scales:
-            if isinstance(scale, Tensor):
-                return _stack_scales(scales, x, dtype)
-        values = tuple(cast("list[float]", scales))
-        if torch.compiler.is_compiling() or type(x) is not Tensor or is_transformed():
-            return torch.tensor(values, device=x.device, dtype=dtype)
-        records = torch.is_grad_enabled()
-        kept_values, kept = self._scales.get(records, ((), None))
-        if kept is not None and (kept.device != x.device or kept.dtype != dtype):
-            kept = None
-        if kept is not None and kept_values == values:
-            return kept
-        with torch.inference_mode(False):
-            tensor = torch.tensor(values, device=x.device, dtype=dtype)
-            if kept is not None and not records and kept.shape == tensor.shape:
-                tensor = kept.copy_(tensor)  # a captured graph reads this very tensor
-            if type(tensor) is Tensor:
-                self._scales[records] = values, tensor
-        return tensor
-
     def _post_structural_copy(self, source: Adapter[fl.WeightedModule]) -> None:
         super()._post_structural_copy(source)
-        self.__dict__["_scales"] = {}  # each copy has scales of its own
+        self.__dict__["_multipliers"] = Multipliers()  # each copy has scales of its own
 
     @property
     def lora_layers(self) -> Iterator[LayerUpdate]:
@@ -120,7 +116,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             raise TypeError(f"scale must be a dict of multipliers by name, got {type(values).__name__}")
         loras = self.loras
         for name, value in values.items():
-            if not isinstance(value, (int, float, Tensor)):
+            if not isinstance(value, (int, float, Tensor, Region)):
                 raise TypeError(f"the scale of {name!r} must be a number or a tensor, got {type(value).__name__}")
             if name not in loras:
                 raise KeyError(f"no LoRA is named {name!r}, there are: {', '.join(loras) or 'none'}")
@@ -141,13 +137,3 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         if lora is not None:
             lora.ensure_parent.remove(lora)
         return lora
-
-
-def _stack_scales(scales: list[Any], x: Tensor, dtype: DType) -> Tensor:
-    """Stack numbers and tensors of shape [], [batch] or [batch, tokens] into [adapters, batch (, tokens)]."""
-    tensors = [torch.as_tensor(scale, device=x.device).to(dtype) for scale in scales]
-    ndim = max(tensor.ndim for tensor in tensors)
-    lead = x.shape[:ndim]
-    return torch.stack(
-        [tensor.reshape((*tensor.shape, *[1] * (ndim - tensor.ndim))).expand(lead) for tensor in tensors]
-    )

@@ -11,9 +11,8 @@ from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 from refiners.fluxion.adapters.lora.places import Place
+from refiners.fluxion.adapters.lora.search import MERGED
 from refiners.fluxion.adapters.lora.update import LayerUpdate
-
-MERGED = "_merged_updates"  # where a layer has the updates that are parts of its weights
 
 
 class _Slot:

@@ -1,16 +1,17 @@
-"""The adapters that one operator computes: those that are still what their constructor made of a linear layer."""
+"""The adapters that one operator computes: those that are still what their constructor made of a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora.lora import LinearLora
-from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
+from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora
+from refiners.fluxion.adapters.lora.region import Region
+from refiners.fluxion.adapters.lora.update import LayerUpdate
 from refiners.fluxion.layers.watched import has_global_hooks, is_watched, is_watched_state
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 class PlainParts(NamedTuple):
     """What the operator takes."""
 
+    layer: fl.Linear | fl.Conv2d
     weight: Tensor
     bias: Tensor | None
     downs: list[Tensor]
     ups: list[Tensor]
-    scales: list[float | Tensor]
+    scales: list[float | Tensor | Region]
 
     def fit(self, x: Tensor) -> bool:
         """Whether the operator computes what the children do: all is of one floating dtype, and nobody looks on."""
@@ -35,10 +37,20 @@ class PlainParts(NamedTuple):
             return False
         if dtype == torch.float64 and torch.is_autocast_enabled(x.device.type):
             return False
-        if self.weight.dtype != dtype:
+        if self.weight.dtype != dtype or (type(self.layer) is fl.Conv2d and x.ndim != 4):
             return False
         for down, up in zip(self.downs, self.ups):  # noqa: SIM110 (a generator would double the time)
             if down.dtype != dtype or up.dtype != dtype:
+                return False
+        return True
+
+    @property
+    def are_idle(self) -> bool:
+        """Whether all multipliers are the number 0, and no gradients are recorded: the layer alone gives the result."""
+        if torch.is_grad_enabled():
+            return False
+        for scale in self.scales:  # noqa: SIM110 (as above)
+            if not _is_number(scale) or scale != 0:
                 return False
         return True
 
@@ -51,16 +63,23 @@ def find_plain_parts(adapter: LoraAdapter) -> PlainParts | None:
     """
     children = iter(adapter._modules.values())
     target = next(children, None)
-    if type(target) is not fl.Linear or target is not adapter.target:
+    kind = type(target)
+    if (kind is not fl.Linear and kind is not fl.Conv2d) or target is not adapter.target:
         return None
-    state = target.__dict__
+    layer = cast("fl.Linear | fl.Conv2d", target)
+    state = layer.__dict__
     parameters = state["_parameters"]
     weight, bias = parameters.get("weight"), parameters.get("bias")
     if not _is_plain(weight) or "bias" not in parameters or is_watched_state(state):
         return None
-    parts = PlainParts(weight, bias, [], [], [])
+    if kind is fl.Conv2d and (
+        state["groups"] != 1 or state["padding_mode"] != "zeros" or isinstance(state["padding"], str)
+    ):
+        return None
+    expected = LinearLora if kind is fl.Linear else Conv2dLora
+    parts = PlainParts(layer, weight, bias, [], [], [])
     for lora in children:
-        if type(lora) is not LinearLora or not _add_lora(parts, lora.__dict__):
+        if type(lora) is not expected or not _add_lora(parts, lora.__dict__):
             return None
     return parts if parts.downs else None
 
@@ -69,10 +88,13 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
     if len(state["_modules"]) != 3 or is_watched_state(state):
         return False
     down, up, multiply = state["_modules"].values()
-    if type(down) is not fl.Linear or type(up) is not fl.Linear or type(multiply) is not fl.Multiply:
+    kind = type(parts.layer)
+    if type(down) is not kind or type(up) is not kind or type(multiply) is not fl.Multiply:
         return False
     down_state, up_state, last = down.__dict__, up.__dict__, multiply.__dict__
     if is_watched_state(down_state) or is_watched_state(up_state) or is_watched_state(last):
+        return False
+    if kind is fl.Conv2d and not _are_alike(parts.layer.__dict__, down_state, up_state):
         return False
     down_parameters, up_parameters = down_state["_parameters"], up_state["_parameters"]
     down_weight, up_weight = down_parameters.get("weight"), up_parameters.get("weight")
@@ -80,8 +102,8 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
         return False
     if not _is_plain(up_weight) or up_parameters.get("bias", ...) is not None:
         return False
-    scale, factor = state["_scale"], last.get("scale")
-    if last["bias"] != 0 or not (factor is scale or (_is_number(scale) and _is_number(factor) and factor == scale)):
+    scale = last.get("scale")
+    if last["bias"] != 0 or not (_is_number(scale) or isinstance(scale, (Tensor, Region))):
         return False
     parts.downs.append(down_weight)
     parts.ups.append(up_weight)
@@ -89,17 +111,41 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
     return True
 
 
-def shares_base(adapter: LoraAdapter) -> bool:
-    """Whether an update is made of what the layer returns, and layer and updates can be called past their hooks."""
-    layer = adapter.target
-    if type(layer) not in (fl.Linear, fl.Conv2d) or len(adapter) == 0 or adapter[0] is not layer:
+def _are_alike(layer: Mapping[str, Any], down: Mapping[str, Any], up: Mapping[str, Any]) -> bool:
+    """Whether two convolutions are those of `lora_conv2d`: the larger pads like the layer, the first has its stride."""
+    large, small = (down, up) if up["kernel_size"] == (1, 1) else (up, down)
+    return (
+        small["kernel_size"] == (1, 1)
+        and small["padding"] == (0, 0)
+        and large["padding"] == layer["padding"]
+        and large["dilation"] == layer["dilation"]
+        and down["stride"] == layer["stride"]
+        and up["stride"] == (1, 1)
+        and all(each["groups"] == 1 and each["padding_mode"] == "zeros" for each in (down, up))
+    )
+
+
+def is_simple(children: Sequence[fl.Module], layer: fl.Module) -> bool:
+    """Whether children are a layer and updates of it, and can be called past their hooks, since there are none."""
+    first, *updates = children if children else (None,)
+    if first is not layer or type(layer) not in (fl.Linear, fl.Conv2d) or is_watched(layer):
         return False
-    updates = [update for update in adapter if isinstance(update, LayerUpdate)]
-    if len(updates) + 1 != len(adapter) or not any(
-        isinstance(each, WeightUpdate) and each.uses_base for each in updates
-    ):
-        return False
-    return not any(is_watched(each) for update in (layer, *updates) for each in (update, *update.children()))
+    return all(
+        isinstance(update, LayerUpdate) and not any(is_watched(each) for each in (update, *update.children()))
+        for update in updates
+    )
+
+
+def is_idle(update: LayerUpdate) -> bool:
+    """Whether an update is multiplied by the number 0, and no gradients are recorded of it."""
+    last = next(reversed(update._modules.values()), None)
+    return (
+        type(last) is fl.Multiply
+        and _is_number(last.scale)
+        and last.scale == 0
+        and last.bias == 0
+        and not torch.is_grad_enabled()
+    )
 
 
 def _is_plain(weight: Tensor | None) -> TypeGuard[Tensor]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Real
+from typing import Any, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.factors import LayerChange
+from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.layers.module import twin
+
+Scale: TypeAlias = float | Tensor | Region
+"""A multiplier: for all, for each sample [batch] or row [batch, tokens], or by the place in the image."""
 
 
 class LayerUpdate(fl.Chain, ABC):
@@ -18,10 +24,13 @@ class LayerUpdate(fl.Chain, ABC):
 
     Attributes:
         name: What the update is called where several share a layer.
+        has_places: Whether what the layer returns may lie on places of the image, for multipliers that depend on them.
     """
 
     name: str
-    _scale: float | Tensor
+    has_places: bool = True
+    _scale: Scale
+    _factor: float = 1.0
 
     @abstractmethod
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
@@ -44,15 +53,44 @@ class LayerUpdate(fl.Chain, ABC):
         return False
 
     @property
-    def scale(self) -> float | Tensor:
-        """The multiplier: a number, or a tensor of shape [batch] or [batch, tokens] with one for each row."""
+    def scale(self) -> Scale:
+        """The multiplier: a number, a tensor of shape [batch] or [batch, tokens] with one for each row, or a region."""
         return self._scale
 
     @scale.setter
-    def scale(self, value: float | Tensor) -> None:
-        multiply = self.ensure_find(fl.Multiply)
-        self._scale = value
-        multiply.scale = value
+    def scale(self, value: Scale) -> None:
+        self._multiply(value, self._factor)
+
+    @property
+    def factor(self) -> float:
+        """A second multiplier, by which users of sets of updates weigh each of them: 1, if nobody does."""
+        return self._factor
+
+    @factor.setter
+    def factor(self, value: float) -> None:
+        self._multiply(self._scale, value)
+
+    @property
+    def multiplier(self) -> float | Tensor | Region:
+        """What the update is multiplied by: `scale * factor`, at the places that the layer has."""
+        return self._product(self._scale, self._factor)
+
+    def _multiply(self, scale: Scale, factor: float) -> None:
+        if isinstance(scale, Real) and not isinstance(scale, (int, float)):
+            scale = float(scale)  # those of numpy
+        state: dict[str, Any] = vars(self)
+        multiply = next((child for child in state["_modules"].values() if isinstance(child, fl.Multiply)), None)
+        if multiply is None:
+            multiply = self.ensure_find(fl.Multiply)
+        # Past torch's bookkeeping: sets have a thousand updates.
+        multiply.__dict__["scale"] = self._product(scale, factor)
+        state["_scale"], state["_factor"] = scale, factor
+
+    def _product(self, scale: Scale, factor: float) -> float | Tensor | Region:
+        if isinstance(scale, Region):
+            region = scale if factor == 1 else scale.times(factor)
+            return region if self.has_places else region.elsewhere
+        return scale if factor == 1 else scale * factor
 
     def _post_structural_copy(self, source: LayerUpdate) -> None:
         # The scale belongs to the copy: the layers that apply it must not be shared.

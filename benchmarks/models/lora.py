@@ -1,0 +1,290 @@
+"""Measure what LoRAs cost: to attach, to exchange and to scale them, and in each step, next to diffusers and PEFT."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import shlex
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusion import Step, cpu_name, make_theirs
+from torch import Tensor
+
+import refiners
+import refiners.fluxion.layers as fl
+from refiners.bench.measure import Candidate, Measurement, Plan, Summary, compare, time_on_cpu
+from refiners.conversion.naming.unet import (
+    SD15,
+    SDXL,
+    DiffusersUNet,
+    RefinersSDXLUNet,
+    RefinersUNet,
+    UNetLayout,
+    unet_names,
+)
+from refiners.fluxion.utils import save_to_safetensors
+from refiners.foundationals.clip import CLIPTextEncoderG, CLIPTextEncoderL
+from refiners.foundationals.latent_diffusion import (
+    DoubleTextEncoder,
+    LatentDiffusionModel,
+    SD1Autoencoder,
+    SD1UNet,
+    SDXLAutoencoder,
+    SDXLUNet,
+    StableDiffusion_1,
+    StableDiffusion_XL,
+)
+from refiners.foundationals.latent_diffusion.lora import SDLoraManager
+from refiners.ops.library import native
+
+RANK = 16
+LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "time_emb_proj", "linear_1", "linear_2"]
+
+
+def linear_layers(unet: fl.Chain, layout: UNetLayout, ours: Any) -> Iterator[tuple[str, fl.Linear]]:
+    """Give the linear layers of a U-Net with the names that diffusers has for them."""
+    names = zip(unet_names(layout, DiffusersUNet), unet_names(layout, ours), strict=True)
+    for theirs, mine in names:
+        layer = unet.get_submodule(mine.layer)
+        if isinstance(layer, fl.Linear):
+            yield theirs.layer, layer
+
+
+def draw(layers: Iterator[tuple[str, fl.Linear]], seed: int) -> dict[str, Tensor]:
+    """Draw a LoRA of bfloat16 as kohya-ss/sd-scripts names it."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers:
+        key = "lora_unet_" + name.replace(".", "_")
+        down = torch.randn(RANK, layer.in_features, generator=generator) / 100
+        up = torch.randn(layer.out_features, RANK, generator=generator) / 100
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down.bfloat16(), up.bfloat16()
+        tensors[f"{key}.alpha"] = torch.tensor(float(RANK))
+    return tensors
+
+
+# --- attach -----------------------------------------------------------------------------------------------------------
+
+
+def attaching(folder: Path, rounds: int) -> dict[str, Any]:
+    """Time what a manager does with a LoRA of the 722 linear layers of the transformers of Stable Diffusion XL."""
+    options: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
+    text = DoubleTextEncoder(CLIPTextEncoderL(**options), CLIPTextEncoderG(**options))
+    unet = SDXLUNet(4, **options).to_empty(
+        device="cpu"
+    )  # the values do not matter, and memory that nobody reads is free
+    model = StableDiffusion_XL(unet, SDXLAutoencoder(**options), text, dtype=torch.bfloat16)
+    named = [(name, layer) for name, layer in linear_layers(unet, SDXL, RefinersSDXLUNet) if "transformer" in name]
+    named += [
+        (name, layer) for name, layer in linear_layers(unet, SDXL, RefinersSDXLUNet) if name.endswith(("in", "out"))
+    ]
+    named = list(dict(named).items())
+    paths = [folder / f"{seed}.safetensors" for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        save_to_safetensors(path, draw(iter(named), seed))
+    manager = SDLoraManager(model)
+
+    def exchange() -> None:
+        manager.remove_loras("a")
+        manager.load("a", paths[1])
+
+    def begin() -> None:
+        manager.remove_all()
+        manager.load("a", paths[0])
+
+    def begin_with_two() -> None:
+        begin()
+        manager.load("b", paths[1])
+
+    cases: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "read the file": (begin, paths[0].read_bytes),
+        "attach": (manager.remove_all, lambda: manager.load("a", paths[0])),
+        "exchange for that of another file": (begin, exchange),
+        "switch from one to another": (begin_with_two, lambda: manager.update_scales({"a": 0.0, "b": 1.0})),
+        "list the names": (begin, lambda: manager.names),
+        "take out": (begin, manager.remove_all),
+    }
+    times = {name: timed(before, run, rounds) for name, (before, run) in cases.items()}
+    manager.remove_all()
+    before = resident()
+    manager.load("a", paths[0])
+    memory = resident() - before
+    size = paths[0].stat().st_size
+    return {"layers": len(named), "bytes": size, "memory": memory, "seconds": times}
+
+
+def timed(before: Callable[[], object], run: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Time a call that something must come before."""
+    samples: list[float] = []
+    for _ in range(rounds + 1):
+        before()
+        samples.append(time_on_cpu(run)[0])
+    return Summary.of(samples[1:])._asdict()
+
+
+def resident() -> int:
+    """Give the bytes of memory that this process has of its own, without files that are mapped."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) << 10
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def model_of(unet: SD1UNet) -> LatentDiffusionModel:
+    """Give a model with this U-Net, and nothing else in memory."""
+    others = SD1Autoencoder(device="meta"), CLIPTextEncoderL(device="meta")
+    return StableDiffusion_1(unet, *others, dtype=unet.dtype or torch.float32)
+
+
+def steps(what: Step) -> list[dict[str, Any]]:
+    """Time a step without and with LoRAs of all linear layers: ours, then diffusers with PEFT, each in turns."""
+    dtype, size, rounds = what
+    bare = SD1UNet(4, dtype=dtype).requires_grad_(False)
+    files = [draw(linear_layers(bare, SD15, RefinersUNet), seed) for seed in (0, 1)]
+    x, text = torch.randn(2, 4, size, size, dtype=dtype), torch.randn(2, 77, 768, dtype=dtype)
+    timesteps = torch.arange(900, 0, -30)
+    calls = 0
+
+    def runner(unet: SD1UNet) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            nonlocal calls
+            calls += 1
+            unet.set_timestep(timesteps[calls % len(timesteps)].unsqueeze(0))
+            unet.set_clip_text_embedding(text)
+            return unet(x)
+
+        return run
+
+    candidates = [Candidate("refiners", runner(bare))]
+    for name, count, scale in (("one", 1, 1.0), ("two", 2, 1.0), ("one, scale 0", 1, 0.0)):
+        unet = bare.structural_copy()
+        manager = SDLoraManager(model_of(unet))
+        for index in range(count):
+            manager.add_loras(str(index), files[index], scale)
+        candidates.append(Candidate(f"refiners, {name}", runner(unet)))
+    merged = copy.deepcopy(bare)
+    manager = SDLoraManager(model_of(merged))
+    manager.add_loras("0", files[0])
+    manager.merge()
+    candidates.append(Candidate("refiners, one merged", runner(merged)))
+
+    plain, adapted = make_theirs(bare, torch.channels_last), make_theirs(bare, torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft: Any = import_module("peft")
+        adapted.add_adapter(
+            peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LINEAR, init_lora_weights="gaussian")
+        )
+    adapted.to(dtype)
+    x_last = x.to(memory_format=torch.channels_last)
+    theirs = [
+        Candidate(name, lambda unet=unet: unet(x_last, timesteps[3], encoder_hidden_states=text).sample)
+        for name, unet in (("diffusers", plain), ("diffusers + PEFT, one", adapted))
+    ]
+    with torch.no_grad():
+        plan = Plan(0, rounds, rounds)
+        groups = [compare(group, time_on_cpu, plan, lambda: None) for group in (candidates, theirs)]
+    return [entry(what, result) for group in groups for result in group]
+
+
+def entry(what: Step, result: Measurement) -> dict[str, Any]:
+    dtype = str(what.dtype).removeprefix("torch.")
+    return {
+        "dtype": dtype,
+        "size": what.size,
+        "name": result.name,
+        "time": result.wall._asdict(),
+        "ratio": result.ratio,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Lay the report out in Markdown."""
+    attached = report["attaching"]
+    size, memory = attached["bytes"], attached["memory"]
+    lines = [
+        f"`{report['command']}`, {report['date']}",
+        "",
+        f"{report['cpu']}, {report['threads']} threads, {report['isa']}, load {report['load'][0]} before; torch"
+        f" {report['torch']}, diffusers {report['diffusers']}, PEFT {report['peft']}, refiners {report['refiners']}.",
+        "",
+        f"## A LoRA of {attached['layers']} layers of Stable Diffusion XL",
+        "",
+        f"Rank {RANK}, bfloat16, a file of {size / 1e6:.0f} MB that is in the cache of the system. Attached it takes"
+        f" {memory / size:.2f} times its file in memory.",
+        "",
+        "| | ms, best / median |",
+        "|---|---|",
+    ]
+    for name, each in attached["seconds"].items():
+        lines.append(f"| {name} | {each['best'] * 1e3:.1f} / {each['median'] * 1e3:.1f} |")
+    lines += [
+        "",
+        "## A step of the U-Net of Stable Diffusion 1.5 with LoRAs of all linear layers",
+        "",
+        f"Rank {RANK}, two samples, as guidance needs. The ratio is to the same library without a LoRA: the median over"
+        " the rounds.",
+        "",
+        "| latents | dtype | | seconds, best / median | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for each in report["steps"]:
+        size, time = each["size"], each["time"]
+        lines.append(
+            f"| 2x4x{size}x{size} | {each['dtype']} | {each['name']} | {time['best']:.2f} / {time['median']:.2f} |"
+            f" {each['ratio']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all cases, print the table, write the files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the report as a Markdown table")
+    parser.add_argument("--rounds", type=int, default=10, help="how often what is no step runs (default: 10)")
+    parser.add_argument(
+        "--steps",
+        nargs="*",
+        type=Step.parse,
+        default=[Step(torch.float32, 32, 5), Step(torch.bfloat16, 32, 5)],
+        metavar="DTYPE:SIZE:ROUNDS",
+        help="dtypes, heights of latents, and how often each runs (default: float32:32:5 bfloat16:32:5)",
+    )
+    arguments = parser.parse_args(argv)
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "isa": native.isa,
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+        "peft": version("peft"),
+        "refiners": refiners.__version__,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        report["attaching"] = attaching(Path(folder), arguments.rounds)
+    report["steps"] = [each for step in arguments.steps for each in steps(step)]
+    print(table(report), end="")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.table:
+        arguments.table.write_text(table(report))
+
+
+if __name__ == "__main__":
+    main()
