@@ -37,14 +37,14 @@ def test_a_lora(file: Path, unet: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == f"{refiners.inspect_lora(file)}\n"
     assert main([str(file), "--checkpoint", str(unet), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["is_checked"] and found["is_whole"] and found["updates"][0]["name"] == LAYER
+    assert found["kind"] == "lora" and found["is_checked"] and found["is_whole"] and found["updates"][0]["name"] == LAYER
 
 
 def test_a_lora_of_another_size(file: Path, unet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_to_safetensors(
         file, {f"{LAYER}.lora_down.weight": torch.zeros(2, 9), f"{LAYER}.lora_up.weight": torch.zeros(9, 2)}
     )
-    assert main([str(file), "--checkpoint", str(unet)]) == 0
+    assert main([str(file), "--checkpoint", str(unet)]) == 1
     text = capsys.readouterr().out
     assert "1: shapes do not fit the layer's weight, which is (32, 32, 1, 1), got down (2, 9), up (9, 2)" in text
 

@@ -17,7 +17,8 @@ def main(argv: Sequence[str]) -> int:
         argv: The options; `--help` lists them.
 
     Returns:
-        0; 2 if the file cannot be read, after one line that says why.
+        0; 1 if it is a LoRA of which something cannot be attached; 2 if the file cannot be read, after one line that
+        says why.
 
     Raises:
         SystemExit: With code 2, after a one-line error, if an option is wrong; with code 0 after the help.
@@ -35,14 +36,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options = parser.parse_args(argv)
     try:
-        found, text = _inspect(options.file, options.checkpoint, options.variant)
+        found, text, code = _inspect(options.file, options.checkpoint, options.variant)
     except (ValueError, OSError) as error:
         return complain("inspect", fold(str(error)))
     print(json.dumps(found, indent=2) if options.json else text)
-    return 0
+    return code
 
 
-def _inspect(file: Path, checkpoint: Path | None, variant: str | None) -> tuple[dict[str, Any], str]:
+def _inspect(file: Path, checkpoint: Path | None, variant: str | None) -> tuple[dict[str, Any], str, int]:
     from refiners.conversion.description import describe
     from refiners.conversion.lora import inspect_lora
 
@@ -50,13 +51,13 @@ def _inspect(file: Path, checkpoint: Path | None, variant: str | None) -> tuple[
         raise ValueError(f"argument --variant: {file} is one file; folders have variants")
     if _has_updates(file, variant):
         report = inspect_lora(file, checkpoint=checkpoint)
-        return report.to_json(), str(report)
+        return report.to_json(), str(report), 0 if report.plan.is_whole else 1
     if checkpoint is not None:
         raise ValueError(
             f"argument --checkpoint: {file.name} is no LoRA, and only a LoRA is compared with a checkpoint"
         )
     description = describe(file, variant)
-    return description.to_json(), str(description)
+    return description.to_json(), str(description), 0
 
 
 def _has_updates(file: Path, variant: str | None) -> bool:

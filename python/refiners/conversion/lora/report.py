@@ -69,6 +69,7 @@ class LoraReport:
         names = ("name", "kind", "part", "path", "library", "rank", "alpha", "scale", "status", "reason")
         return {
             "label": self.label,
+            "kind": "lora",
             "format": self.format,
             "family": self.family,
             "is_checked": self.is_checked,
