@@ -37,7 +37,9 @@ def test_a_lora(file: Path, unet: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == f"{refiners.inspect_lora(file)}\n"
     assert main([str(file), "--checkpoint", str(unet), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["kind"] == "lora" and found["is_checked"] and found["is_whole"] and found["updates"][0]["name"] == LAYER
+    assert (
+        found["kind"] == "lora" and found["is_checked"] and found["is_whole"] and found["updates"][0]["name"] == LAYER
+    )
 
 
 def test_a_lora_of_another_size(file: Path, unet: Path, capsys: pytest.CaptureFixture[str]) -> None:

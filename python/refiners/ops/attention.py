@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from refiners.ops.attention_backward import backward, save_for_backward
 from refiners.ops.attention_checks import check_attention
 from refiners.ops.attention_portable import portable
+from refiners.ops.flops import Shape, counts_flops
 from refiners.ops.library import LIBRARY, native
 from refiners.ops.portable_path import register_portable
 from refiners.ops.transforms import is_autocast, is_transformed
@@ -152,3 +154,10 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tens
 
 
 torch.library.register_autograd("refiners::attention", backward, setup_context=save_for_backward, lib=LIBRARY)
+
+
+@counts_flops("attention")
+def _flops(query: Shape, key: Shape, value: Shape, num_heads: int, *others: Any, **named: Any) -> int:
+    second = named.get("second_key", others[6] if len(others) > 6 else None)
+    keys = key[1] + (0 if second is None else second[1])
+    return 2 * math.prod(query[:2]) * keys * (query[2] + value[2])

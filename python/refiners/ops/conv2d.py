@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from operator import index
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from refiners.ops.flops import Shape, counts_flops
 from refiners.ops.library import LIBRARY, native
 from refiners.ops.portable_path import register_portable
 from refiners.ops.transforms import is_autocast, is_transformed, requires_grad
@@ -224,3 +226,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("refiners::conv2d", _backward, setup_context=_save_for_backward, lib=LIBRARY)
+
+
+@counts_flops("conv2d")
+def _flops(x: Shape, weight: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])

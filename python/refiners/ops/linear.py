@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from refiners.ops.flops import Shape, counts_flops
 from refiners.ops.library import LIBRARY, native
 from refiners.ops.transforms import is_autocast, is_transformed, requires_grad
 
@@ -103,3 +104,8 @@ def _rows(x: Tensor) -> Tensor:
 
 
 torch.library.register_autograd("refiners::linear", _backward, setup_context=_save_for_backward, lib=LIBRARY)
+
+
+@counts_flops("linear")
+def _flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]

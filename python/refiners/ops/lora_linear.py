@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from refiners.ops.flops import Shape, counts_flops
 from refiners.ops.library import LIBRARY
 from refiners.ops.lora_linear_backward import any_requires_grad, backward, per_row, save_for_backward
 from refiners.ops.lora_linear_checks import check_lora_linear
@@ -107,3 +109,10 @@ def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 
 torch.library.register_autograd("refiners::lora_linear", backward, setup_context=save_for_backward, lib=LIBRARY)
+
+
+@counts_flops("lora_linear")
+def _flops(
+    x: Shape, weight: Shape, bias: Shape | None, downs: Sequence[Shape], ups: Sequence[Shape], *_: Any, **__: Any
+) -> int:
+    return 2 * math.prod(x[:-1]) * sum(math.prod(each) for each in (weight, *downs, *ups))
