@@ -151,12 +151,12 @@ def test_factors_and_layers_without_places() -> None:
     lora = LinearLora("a", in_features=6, out_features=5)
     lora.scale = Region(LEFT, 0.5, elsewhere=0.25)
     lora.factor = 3.0
-    multiplier = lora.multiplier
-    assert isinstance(multiplier, Region) and (multiplier.scale, multiplier.elsewhere) == (1.5, 0.75)
+    total = lora.total_scale
+    assert isinstance(total, Region) and (total.scale, total.elsewhere) == (1.5, 0.75)
     lora.has_places = False
-    assert lora.multiplier == 0.75
+    assert lora.total_scale == 0.75
     lora.scale = 2.0
-    assert lora.multiplier == 6.0 == lora.ensure_find(fl.Multiply).scale
+    assert lora.total_scale == 6.0 == lora.ensure_find(fl.Multiply).scale
 
 
 def test_a_compiled_adapter() -> None:

@@ -202,7 +202,7 @@ def _values(
                 if name not in wide or change.shape != wide[name].shape:
                     raise ValueError(f"LoRA {update.name!r} cannot be merged: it has no {name} for {layer}")
                 values[name] = torch.add(
-                    values.get(name, wide[name]), change, alpha=float(cast("float", update.multiplier))
+                    values.get(name, wide[name]), change, alpha=float(cast("float", update.total_scale))
                 )
     return values
 
@@ -227,7 +227,7 @@ def check_mergeable(name: str, scale: Scale) -> None:
 
 def _check(layer: fl.WeightedModule, updates: Iterable[LayerUpdate]) -> None:
     for update in updates:
-        check_mergeable(update.name, update.multiplier)
+        check_mergeable(update.name, update.total_scale)
         update.check_mergeable(layer)
         for name, parameter in layer.named_parameters(recurse=False):
             if type(parameter) is not nn.Parameter or not parameter.dtype.is_floating_point:

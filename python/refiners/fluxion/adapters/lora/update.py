@@ -71,7 +71,7 @@ class LayerUpdate(fl.Chain, ABC):
         self._multiply(self._scale, value)
 
     @property
-    def multiplier(self) -> float | Tensor | Region:
+    def total_scale(self) -> float | Tensor | Region:
         """What the update is multiplied by: `scale * factor`, at the places that the layer has."""
         return self._product(self._scale, self._factor)
 
