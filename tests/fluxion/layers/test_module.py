@@ -237,3 +237,31 @@ def test_layers_of_torch_are_both_and_ours_win(name: str) -> None:
 def test_layers_without_weights_are_not_weighted() -> None:
     for layer in (fl.InstanceNorm2d(2), fl.MaxPool2d(2), fl.MaxPool1d(2), fl.ReflectionPad2d(1), fl.ReLU()):
         assert not isinstance(layer, fl.WeightedModule)
+
+
+def test_plain_values_are_attributes_unless_the_name_is_taken() -> None:
+    class Layer(fl.Module):
+        def __init__(self) -> None:
+            self.early = 1  # before there are parameters
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+            self.register_buffer("table", torch.ones(2))
+            self.inner = fl.Identity()
+            self.size = 3
+
+        @property
+        def double(self) -> int:
+            return 2 * self.size
+
+        @double.setter
+        def double(self, value: int) -> None:
+            self.size = value // 2
+
+    layer = Layer()
+    layer.double = 10
+    assert (layer.early, layer.size, layer.double) == (1, 5, 10) and "double" not in vars(layer)
+    for name in ("weight", "table", "inner"):
+        with pytest.raises(TypeError, match=name):
+            setattr(layer, name, 1)
+    setattr(layer, "weight", None)  # noqa: B010 (its declared type is another one)
+    assert layer.weight is None and list(layer.state_dict()) == ["table"]
