@@ -14,6 +14,7 @@ from refiners.fluxion.adapters.lora.factors import apply_weight, per_channel
 from refiners.fluxion.adapters.lora.plain import find_plain_parts, shares_base
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
 from refiners.ops import lora_block_cache, lora_linear, prepare_lora_block
+from refiners.ops.lora_linear_masters import lora_linear_masters
 from refiners.ops.transforms import is_transformed
 
 
@@ -42,7 +43,10 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         if plain is None or not plain.fit(args[0]):
             return self._from_base(*args) if shares_base(self) and len(args) == 1 else super().forward(*args)
         x, (weight, bias, downs, ups, scales) = args[0], plain
-        return lora_linear(x, weight, bias, downs, ups, self._scale_tensor(scales, x), prepare_lora_block(weight, ups))
+        scale = self._scale_tensor(scales, x)
+        if any(up.dtype != x.dtype for up in ups):
+            return lora_linear_masters(x, weight, bias, downs, ups, scale)
+        return lora_linear(x, weight, bias, downs, ups, scale, prepare_lora_block(weight, ups))
 
     def _from_base(self, x: Tensor) -> Tensor:
         """Compute the layer once, for itself and for the updates that are made of what it returns."""

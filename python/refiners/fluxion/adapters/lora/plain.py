@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.lora import LinearLora
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
 from refiners.fluxion.layers.watched import has_global_hooks, is_watched, is_watched_state
+from refiners.ops.lora_linear_masters import are_master_weights
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -29,7 +30,7 @@ class PlainParts(NamedTuple):
     scales: list[float | Tensor]
 
     def fit(self, x: Tensor) -> bool:
-        """Whether the operator computes what the children do: all is of one floating dtype, and nobody looks on."""
+        """Whether the operator computes what the children do, since dtypes agree and nobody looks on."""
         dtype = x.dtype
         if x.is_nested or not dtype.is_floating_point or has_global_hooks():
             return False
@@ -37,8 +38,8 @@ class PlainParts(NamedTuple):
             return False
         if self.weight.dtype != dtype:
             return False
-        for down, up in zip(self.downs, self.ups):  # noqa: SIM110 (a generator would double the time)
-            if down.dtype != dtype or up.dtype != dtype:
+        for down, up in zip(self.downs, self.ups):
+            if (down.dtype != dtype or up.dtype != dtype) and not are_master_weights(down, up, dtype):
                 return False
         return True
 
@@ -60,7 +61,8 @@ def find_plain_parts(adapter: LoraAdapter) -> PlainParts | None:
         return None
     parts = PlainParts(weight, bias, [], [], [])
     for lora in children:
-        if type(lora) is not LinearLora or not _add_lora(parts, lora.__dict__):
+        is_plain = type(lora) is LinearLora
+        if not (_add_lora(parts, lora.__dict__) if is_plain else _add_operands(parts, lora)):
             return None
     return parts if parts.downs else None
 
@@ -86,6 +88,16 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
     parts.downs.append(down_weight)
     parts.ups.append(up_weight)
     parts.scales.append(scale)
+    return True
+
+
+def _add_operands(parts: PlainParts, lora: fl.Module) -> bool:
+    operands = lora.operands(parts.weight.dtype) if isinstance(lora, LinearLora) else None
+    if operands is None or not all(_is_plain(factor) for factor in operands):
+        return False
+    parts.downs.append(operands[0])
+    parts.ups.append(operands[1])
+    parts.scales.append(cast(LinearLora, lora).scale)
     return True
 
 
