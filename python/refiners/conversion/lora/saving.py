@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def _find(model: LatentDiffusionModel, name: str) -> Iterator[_Found]:
 def _tensors(update: LayerUpdate, format: LoraFormat, label: str) -> dict[str, Tensor]:
     """Give the tensors of an update by the ends of their keys."""
     if isinstance(update, Lora):
-        down, up = cast("tuple[Tensor, Tensor]", update.factors())
+        down, up = update.factors()
         if up.shape[2:] not in ((), (1, 1)):
             raise ValueError(f"{label}: the second of two convolutions must be of 1×1 in a file, got {tuple(up.shape)}")
         return _pair(down, up, format, update.multiplier)

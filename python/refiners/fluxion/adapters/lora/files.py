@@ -53,7 +53,7 @@ def save_loras(chain: fl.Chain, name: str, path: Path | str, /, *, metadata: Map
         for update in (each for each in updates_around(place) if each.name == name):
             if not isinstance(update, Lora) or cast(Tensor, update.up.weight).shape[2:] not in ((), (1, 1)):
                 raise ValueError(f"{layer}: the update {update} is no pair of matrices, the second of 1×1")
-            down, up = cast("tuple[Tensor, Tensor]", update.factors())
+            down, up = update.factors()
             alpha = torch.tensor(update.multiplier * down.shape[0])
             for role, tensor in (("down", down), ("up", up), ("alpha", alpha)):
                 tensors[f"{layer}.{_ROLES[role]}"] = tensor.detach().contiguous().clone()
@@ -166,7 +166,8 @@ def _read(file: Any, name: str, keys: Keys, layer: fl.WeightedModule) -> Lora[An
     down, up = (each.to(device=layer.device, dtype=layer.dtype, copy=True) for each in (down, up))
     if not isinstance(layer, fl.Conv2d):
         return LinearLora.from_weights(name, down=down, up=up)
-    lora = Conv2dLora(name, layer.in_channels, layer.out_channels, rank=rank, **sizes_of(layer), device="meta")
+    options: dict[str, Any] = {"rank": rank, "device": "meta", **sizes_of(layer)}
+    lora = Conv2dLora(name, layer.in_channels, layer.out_channels, **options)
     like_the_layer = fl.Conv2d(layer.in_channels, rank, **geometry_of(layer), use_bias=False, device="meta")
     lora.replace(lora.down, like_the_layer)
     lora.down.weight, lora.up.weight = nn.Parameter(down), nn.Parameter(up)

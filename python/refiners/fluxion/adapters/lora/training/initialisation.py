@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -79,9 +79,13 @@ def check_initialisation(
 def _principal_part(weight: Tensor, rank: int, multiplier: float) -> tuple[Tensor, Tensor]:
     """Split the part of a weight with the largest singular values in two factors of one size."""
     with torch.autocast(weight.device.type, enabled=False):
-        left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        left, values, right = _decomposed(weight.flatten(1))
         roots = (values[:rank] / multiplier).sqrt()
         return roots[:, None] * right[:rank], left[:, :rank] * roots
+
+
+def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return cast(Any, torch.linalg).svd(matrix, full_matrices=False)
 
 
 def _gaussian(down: Tensor, rank: int, generator: Generator | None) -> None:

@@ -12,7 +12,8 @@ from torch import dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.training.choice import PathTable
-from refiners.fluxion.adapters.lora.training.trainable import TrainableConv2dLora, TrainableLinearLora, TrainableLora
+from refiners.fluxion.adapters.lora.training.trainable import TrainableLora
+from refiners.fluxion.adapters.lora.training.trainable_layers import TrainableConv2dLora, TrainableLinearLora
 
 _SHORT_DTYPES = (torch.bfloat16, torch.float16)
 

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, device as Device, dtype as DType, nn
+from torch import Tensor, dtype as DType
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora.convolution import geometry_of, sizes_of
 from refiners.fluxion.adapters.lora.factors import apply_weight
-from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
+from refiners.fluxion.adapters.lora.lora import Lora
+from refiners.fluxion.adapters.lora.training.dropout import Dropout
 from refiners.fluxion.kept import Kept
 from refiners.fluxion.layers.watched import is_watched
 from refiners.ops.lora_linear_masters import are_master_weights
-from refiners.ops.low_rank_conv2d_masters import low_rank_conv2d_masters
 from refiners.ops.transforms import is_autocast, is_transformed, requires_grad
 
 T = TypeVar("T", fl.Linear, fl.Conv2d)
-
-
-class Dropout(nn.Dropout, fl.Module):
-    """Set elements to 0 at random while training, and divide the others by the part of them that is left.
-
-    See [[arXiv:1207.0580] Improving neural networks by preventing co-adaptation](https://arxiv.org/abs/1207.0580).
-
-    Args:
-        p: How likely an element is set to 0.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__(p)
 
 
 class TrainableLora(Lora[T]):
@@ -110,7 +96,7 @@ class TrainableLora(Lora[T]):
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and requires_grad(*weights)):
             return self.scaled_factors()
         sources = [[weight] for weight in weights] if self.start is None else zip(weights, self.start, strict=True)
-        keepers: tuple[Kept, Kept] = self.__dict__.setdefault("_kept", (Kept(), Kept()))
+        keepers = cast("tuple[Kept, Kept]", vars(self).setdefault("_kept", (Kept(), Kept())))
         with torch.no_grad():  # nothing is trained: the same tensors each time, for what is kept beside them
             down, up = (
                 kept.find(lambda i=i: self.scaled_factors()[i].to(dtype), list(source), (dtype, self.multiplier))
@@ -118,16 +104,22 @@ class TrainableLora(Lora[T]):
             )
         return None if down is None or up is None else (down, up)
 
-    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
-        down, up = self.down, self.up
-        is_short = are_master_weights(down.weight, up.weight, x.dtype) and not is_autocast(x)
-        y = x.to(down.weight.dtype) if is_short else x
-        weights = {} if self.start is None else dict(zip((down, up), self.factors(), strict=True))
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "batch *shape"]
+    ) -> Float[Tensor, "batch *out_shape"]:
+        is_short = self._is_master_of(x)
+        y = x.to(self.down.weight.dtype) if is_short else x
+        layers = self._weighted()
+        weights = {} if self.start is None else dict(zip(map(id, layers), self.factors(), strict=True))
         for name, layer in self._modules.items():
-            if layer is up and self.multiplier != 1:
+            if layer is layers[1] and self.multiplier != 1:
                 y = y * self.multiplier
-            y = apply_weight(layer, y, weights[layer]) if layer in weights else self._call_layer(layer, name, y)
+            weight = weights.get(id(layer))
+            y = self._call_layer(layer, name, y) if weight is None else apply_weight(cast(T, layer), y, weight)
         return y.to(x.dtype) if is_short else y
+
+    def _is_master_of(self, x: Tensor) -> bool:
+        return are_master_weights(self.down.weight, self.up.weight, x.dtype) and not is_autocast(x)
 
     def _is_as_built(self) -> bool:
         """Whether the children are those of the constructor, unseen by hooks, and none draws random numbers."""
@@ -142,110 +134,5 @@ class TrainableLora(Lora[T]):
             return False
         if down.bias is not None or up.bias is not None or multiply.bias != 0:
             return False
-        is_number = not isinstance(multiply.scale, Tensor) and not isinstance(self.scale, Tensor)
-        return multiply.scale is self.scale or (is_number and multiply.scale == self.scale)
-
-
-class TrainableLinearLora(TrainableLora[fl.Linear], LinearLora):
-    """The low-rank update of a linear layer, as it is trained.
-
-    Args:
-        name: What the update is called where several share a layer.
-        layer: The layer. Its shape is taken over, nothing else of it is kept.
-        rank: The inner dimension.
-        alpha: The numerator of the multiplier (default: the rank, so that it is 1).
-        rank_stabilized: Whether its denominator is the root of the rank.
-        dropout: How likely an element of the input is set to 0 while training.
-        scale: The multiplier of the user (dimensionless).
-        device: Where the weights are created.
-        dtype: Their dtype.
-
-    Receives:
-        x (Float[Tensor, "*batch in_features"]): The input of the layer.
-
-    Returns:
-        Float[Tensor, "*batch out_features"]: The update of its output.
-
-    Raises:
-        ValueError: If the rank is not positive.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        /,
-        layer: fl.Linear,
-        rank: int = 16,
-        alpha: float | None = None,
-        rank_stabilized: bool = False,
-        dropout: float = 0.0,
-        scale: float = 1.0,
-        device: Device | str | None = None,
-        dtype: DType | None = None,
-    ) -> None:
-        LinearLora.__init__(
-            self, name, layer.in_features, layer.out_features, rank=rank, scale=scale, device=device, dtype=dtype
-        )
-        self._set_up(alpha, rank_stabilized, dropout)
-
-
-class TrainableConv2dLora(TrainableLora[fl.Conv2d], Conv2dLora):
-    """The low-rank update of a convolution, as it is trained: one like it, and one of 1×1 after it.
-
-    Args:
-        name: What the update is called where several share a layer.
-        layer: The convolution, of one group. Its geometry is taken over, nothing else of it is kept.
-        rank: The inner number of channels.
-        alpha: See `TrainableLinearLora`, as for the following.
-        rank_stabilized: See there.
-        dropout: See there.
-        scale: See there.
-        device: Where the weights are created.
-        dtype: Their dtype.
-
-    Receives:
-        x (Float[Tensor, "batch in_channels in_height in_width"]): The input of the layer.
-
-    Returns:
-        Float[Tensor, "batch out_channels out_height out_width"]: The update of its output.
-
-    Raises:
-        ValueError: If the rank is not positive, or the convolution has several groups.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        /,
-        layer: fl.Conv2d,
-        rank: int = 16,
-        alpha: float | None = None,
-        rank_stabilized: bool = False,
-        dropout: float = 0.0,
-        scale: float = 1.0,
-        device: Device | str | None = None,
-        dtype: DType | None = None,
-    ) -> None:
-        if layer.groups != 1:
-            raise ValueError(f"layer must be a convolution of one group, got {layer}")
-        self._geometry = geometry_of(layer)
-        options: dict[str, Any] = {"rank": rank, "scale": scale, "device": device, "dtype": dtype}
-        Conv2dLora.__init__(self, name, layer.in_channels, layer.out_channels, **sizes_of(layer), **options)
-        self._set_up(alpha, rank_stabilized, dropout)
-
-    def lora_layers(
-        self, device: Device | str | None = None, dtype: DType | None = None
-    ) -> tuple[fl.Conv2d, fl.Conv2d]:
-        options: dict[str, Any] = {"use_bias": False, "device": device, "dtype": dtype}
-        down = fl.Conv2d(self.in_channels, self.rank, **self._geometry, **options)
-        return down, fl.Conv2d(self.rank, self.out_channels, kernel_size=1, **options)
-
-    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
-        down = self.down
-        is_short = are_master_weights(down.weight, self.up.weight, x.dtype) and not is_autocast(x)
-        is_simple = down.padding_mode == "zeros" and not isinstance(down.padding, str) and x.ndim == 4
-        if not (is_short and is_simple and self._is_as_built()) or is_transformed():
-            return super().forward(x)
-        factors = self.scaled_factors()
-        y = low_rank_conv2d_masters(x, *factors, down.stride, cast("tuple[int, int]", down.padding), down.dilation)
-        return self.ensure_find(fl.Multiply)(y)
+        mine, other = self.scale, multiply.scale
+        return mine is other or (not isinstance(mine, Tensor) and not isinstance(other, Tensor) and mine == other)
