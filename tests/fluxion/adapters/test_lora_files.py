@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters import Conv2dLora, LinearLora, Lora, LoraAdapter
+from refiners.fluxion.adapters import Adapter, Conv2dLora, LinearLora, Lora, LoraAdapter
 from refiners.fluxion.adapters.lora import ChannelFactors, WeightUpdate
 from refiners.fluxion.adapters.lora.files import load_loras, save_loras
 from refiners.fluxion.adapters.lora.training import TrainableLoras, add_trainable_loras
@@ -212,6 +212,24 @@ def test_a_name_that_is_taken(model: fl.Chain, path: Path) -> None:
     with pytest.raises(ValueError, match="Linear: the layer has an update of the name 'style'"):
         load_loras(model, "style", path)
     assert [len(list(adapter.lora_layers)) for adapter in loras.adapters] == [1] * 4
+
+
+class Without(fl.Chain, Adapter[fl.Linear]):
+    """A layer in the place of another, which is not used meanwhile."""
+
+    def __init__(self, target: fl.Linear) -> None:
+        with self.setup_adapter(target):
+            super().__init__(fl.Linear(target.in_features, target.out_features))
+
+
+def test_a_layer_that_an_adapter_does_without(model: fl.Chain, path: Path) -> None:
+    loras = train(model)
+    save_loras(model, "style", path)
+    loras.eject()
+    layer: Any = model.Linear
+    Without(layer).inject(model)
+    with pytest.raises(ValueError, match="1 problem, nothing was attached:\n  Linear: the chain has no such layer"):
+        load_loras(model, "style", path)
 
 
 def test_no_file_and_no_tensors(model: fl.Chain, path: Path) -> None:

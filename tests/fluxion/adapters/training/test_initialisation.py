@@ -76,10 +76,12 @@ def test_weights_are_in_float32_at_least(dtype: torch.dtype) -> None:
     assert {p.dtype for p in fresh(fl.Linear(8, 6, dtype=dtype), dtype=dtype).parameters()} == {dtype}
 
 
-def test_a_seed_draws_the_same_numbers_in_every_dtype() -> None:
-    wide = weights(fresh(fl.Linear(8, 6), rank=2))[0]
+@pytest.mark.parametrize("initialisation", ["gaussian", "kaiming", "orthogonal"])
+def test_a_seed_draws_the_same_numbers_in_every_dtype(initialisation: Any) -> None:
+    wide = weights(fresh(fl.Linear(8, 6), rank=2, initialisation=initialisation))[0]
     for dtype in (torch.bfloat16, torch.float16):
-        short = weights(fresh(fl.Linear(8, 6, dtype=dtype), rank=2, dtype=dtype))[0]
+        layer = fl.Linear(8, 6, dtype=dtype)
+        short = weights(fresh(layer, rank=2, dtype=dtype, initialisation=initialisation))[0]
         assert torch.equal(short, wide.to(dtype))
 
 

@@ -215,15 +215,23 @@ def test_where_nothing_is_recorded_rounded_matrices_are_kept_until_they_change()
         assert not torch.equal(adapter(x), before)
 
 
-def test_frozen_updates_beside_what_is_trained_leave_no_blocks_behind() -> None:
-    layer = fl.Linear(12, 8)
+def test_a_multiplier_may_change() -> None:
+    adapter, x = linear(alpha=1.5), input_of(linear)
+    with torch.no_grad():
+        adapter(x)
+        adapter.loras["style"].alpha = 3.0
+        torch.testing.assert_close(adapter(x), adapter.target(x) + update_of(adapter, x, 1.0).float())
+
+
+def test_frozen_updates_beside_what_is_trained_leave_no_blocks_behind(calls: list[str]) -> None:
+    layer = fl.Linear(12, 8, dtype=torch.bfloat16)
     style, other = (TrainableLinearLora(name, layer, rank=3, alpha=1.5) for name in ("style", "other"))
     adapter = LoraAdapter(layer, style, other).requires_grad_(False)
-    x = input_of(linear).requires_grad_()
+    x = input_of(linear, torch.bfloat16).requires_grad_()
     lora_block_cache.clear()
     for _ in range(3):
         adapter(x).sum().backward()
-    assert len(lora_block_cache) <= 1
+    assert calls == ["lora_linear"] * 3 and len(lora_block_cache) <= 1
     lora_block_cache.clear()
 
 
@@ -245,6 +253,14 @@ def test_under_autocast_all_is_computed_in_its_dtype(make: Make, layer_dtype: to
             for y in ways:
                 assert y.dtype == torch.bfloat16
                 assert (y.double() - exact).norm() < 2 * torch.finfo(torch.bfloat16).eps * exact.norm()
+
+
+@pytest.mark.parametrize("make", [linear, convolution])
+def test_autocast_may_ask_for_other_16_bits(make: Make) -> None:
+    adapter, x = make(torch.float32, torch.bfloat16), input_of(make, torch.bfloat16)
+    for records in (True, False):
+        with torch.autocast("cpu", torch.float16), torch.set_grad_enabled(records):
+            assert adapter(x).dtype == fl.Sum.forward(adapter, x).dtype == torch.float16
 
 
 # --- copies -----------------------------------------------------------------------------------------------------------

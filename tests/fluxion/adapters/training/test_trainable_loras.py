@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.demo.unet import DigitsUNet
-from refiners.fluxion.adapters import LinearLora, LoraAdapter
+from refiners.fluxion.adapters import Adapter, LinearLora, LoraAdapter
 from refiners.fluxion.adapters.lora import MergedLoras
 from refiners.fluxion.adapters.lora.training import TrainableConv2dLora, TrainableLinearLora, add_trainable_loras
 from refiners.foundationals.clip import CLIPTextEncoder
@@ -181,6 +181,28 @@ def test_a_convolution_of_several_groups_is_refused_by_its_path(state_of: StateO
     assert list(add_trainable_loras("style", chain, rank=2, paths="Conv2d_2").loras) == ["Conv2d_2"]
 
 
+class Without(fl.Chain, Adapter[fl.Linear]):
+    """A layer in the place of another, which is not used meanwhile."""
+
+    def __init__(self, target: fl.Linear) -> None:
+        with self.setup_adapter(target):
+            super().__init__(fl.Linear(target.in_features, target.out_features))
+
+
+def test_layers_that_an_adapter_does_without_have_no_updates(model: fl.Chain) -> None:
+    Without(model.layer(("Head", "Linear_1"), fl.Linear)).inject(model)
+    assert list(add_trainable_loras("style", model).loras) == [each for each in ALL if each != "Head.Linear_1"]
+
+
+def test_a_layer_in_two_places_has_an_update_for_each() -> None:
+    layer = fl.Linear(6, 6)
+    chain = fl.Chain(fl.Chain(layer), fl.ReLU(), layer)
+    loras = add_trainable_loras("style", chain, rank=2)
+    assert list(loras.loras) == ["Chain.Linear", "Linear"] and loras.adapters[0] is not loras.adapters[1]
+    loras.eject()
+    assert chain[0][0] is chain[2] is layer
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_updates_beside_others_are_ejected_in_any_order(
     model: fl.Chain, x: Tensor, first: int, state_of: StateOf, assert_same: Check, randomize: Callable[[Any], None]
@@ -241,6 +263,32 @@ def test_a_layer_that_is_gone(model: fl.Chain, state_of: StateOf, assert_same: C
     with pytest.raises(ValueError, match="Head.Linear_2: the layer is in no chain of Chain any more"):
         loras.inject()
     assert_same(before, model)
+
+
+def test_merging_spares_master_weights_and_dropout_follows_the_mode(
+    model: fl.Chain, x: Tensor, randomize: Callable[[Any], None]
+) -> None:
+    model.to(torch.bfloat16)
+    loras = add_trainable_loras("style", model, rank=2, dropout=0.5)
+    randomize(loras)
+    before = [parameter.detach().clone() for parameter in loras.parameters()]
+    merged = MergedLoras(model)
+    merged.merge(["style"])
+    model.eval()
+    merged.unmerge(["style"])
+    assert all(map(torch.equal, before, loras.parameters()))
+    assert {parameter.dtype for parameter in loras.parameters()} == {torch.float32}
+    assert torch.equal(model(x.to(torch.bfloat16)), model(x.to(torch.bfloat16)))
+
+
+def test_a_cast_of_the_model_is_one_of_what_is_merged(model: fl.Chain, randomize: Callable[[Any], None]) -> None:
+    loras = add_trainable_loras("style", model, rank=2)
+    randomize(loras)
+    merged = MergedLoras(model)
+    merged.merge(["style"])
+    model.to(torch.bfloat16)
+    merged.unmerge(["style"])
+    assert {parameter.dtype for parameter in loras.parameters()} == {torch.bfloat16}
 
 
 def test_layers_are_found_again_under_other_names(model: fl.Chain) -> None:

@@ -104,7 +104,8 @@ def _raise_if_any(path: Path | str, problems: Iterable[str]) -> None:
     if found:
         more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         lines = "\n  ".join([*found[:_SHOWN], *more])
-        raise ValueError(f"{path}: {len(found)} problems, nothing was attached:\n  {lines}")
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ValueError(f"{path}: {count}, nothing was attached:\n  {lines}")
 
 
 def _entries(file: Any, path: Path | str) -> dict[str, Keys]:

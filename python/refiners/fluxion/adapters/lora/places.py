@@ -71,5 +71,5 @@ def _behind(module: fl.Module, parent: fl.Chain | None) -> tuple[fl.Module, fl.C
 def updates_around(place: Place) -> list[LayerUpdate]:
     """List the updates of a layer, those of the innermost adapter first."""
     chains = () if place.parent is None else (place.parent, *place.parent.get_parents())
-    adapters = (chain for chain in chains if isinstance(chain, LoraAdapter) and chain.target is place.layer)
+    adapters = (chain for chain in chains if isinstance(chain, LoraAdapter))  # which are around layers alone
     return [update for adapter in adapters for update in adapter if isinstance(update, LayerUpdate)]
