@@ -17,6 +17,7 @@ CONV2D = (
     "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? add=None, Tensor? residual=None, int[2] stride=1,"
     " int[2] padding=0, int[2] dilation=1, int groups=1, bool silu=False)"
 )
+LOW_RANK_CONV2D = "(Tensor x, Tensor down, Tensor up, int[2] stride, int[2] padding, int[2] dilation)"
 WEIGHTED_SUM = "(Tensor[] tensors, float[] factors, ScalarType? dtype=None)"
 SCHEMAS = {
     "attention": f"refiners::attention{ATTENTION} -> Tensor",
@@ -30,6 +31,10 @@ SCHEMAS = {
     "linear": "refiners::linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
     "lora_linear": f"refiners::lora_linear{ARGUMENTS} -> Tensor",
     "_lora_linear_portable": f"refiners::_lora_linear_portable{ARGUMENTS} -> Tensor",
+    "_lora_linear_masters": "refiners::_lora_linear_masters"
+    + ARGUMENTS.replace(", Tensor? block=None", "")
+    + " -> Tensor",
+    "_low_rank_conv2d_masters": f"refiners::_low_rank_conv2d_masters{LOW_RANK_CONV2D} -> Tensor",
     "weighted_sum": f"refiners::weighted_sum{WEIGHTED_SUM} -> Tensor",
     "_weighted_sum_portable": f"refiners::_weighted_sum_portable{WEIGHTED_SUM} -> Tensor",
 }

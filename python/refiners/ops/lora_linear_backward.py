@@ -30,7 +30,7 @@ def any_requires_grad(*arguments: Tensor | Sequence[Tensor] | None) -> bool:
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep what the gradient needs; `block` repeats `weight` and `ups`."""
-    x, weight, _, downs, ups, scale, _ = inputs
+    x, weight, _, downs, ups, scale, *_ = inputs
     ctx.save_for_backward(x, weight, scale, *downs, *ups)
 
 
@@ -53,13 +53,16 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_ups: list[Tensor | None] = [None] * len(ups)
     grad_scale: list[Tensor] = []
     for i, (down, up, multiplier) in enumerate(zip(downs, ups, scale.unbind(), strict=True)):
-        row_scale = per_row(multiplier, x)
+        if not (needs_downs[i] or needs_ups[i] or needs_scale):
+            continue
+        wide_x, wide_grad = x.to(down.dtype), grad.to(up.dtype)  # master weights are wider
+        row_scale = per_row(multiplier, wide_x)
         if needs_downs[i]:
-            grad_downs[i] = _rows(F.linear(grad, up.t()) * row_scale).t() @ _rows(x)
+            grad_downs[i] = _rows(F.linear(wide_grad, up.t()) * row_scale).t() @ _rows(wide_x)
         if needs_ups[i]:
-            grad_ups[i] = _rows(grad).t() @ _rows(F.linear(x, down) * row_scale)
+            grad_ups[i] = _rows(wide_grad).t() @ _rows(F.linear(wide_x, down) * row_scale)
         if needs_scale:
-            products = F.linear(grad, up.t()) * F.linear(x, down)
+            products = F.linear(wide_grad, up.t()) * F.linear(wide_x, down)
             grad_scale.append(products.to(scale.dtype).sum(tuple(range(multiplier.dim(), x.dim()))))
     scales = _stack(grad_scale, scale) if needs_scale else None
     grads = grad_x, grad_weight, grad_bias, grad_downs, grad_ups, scales, None
@@ -68,8 +71,9 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _grad_x(grad: Tensor, weight: Tensor, downs: list[Tensor], ups: list[Tensor], scale: Tensor) -> Tensor:
     """The same operator, transposed."""
-    lora_linear = torch.ops.refiners.lora_linear.default
-    return lora_linear(grad, weight.t(), None, [up.t() for up in ups], [down.t() for down in downs], scale)
+    lora_linear, dtype = torch.ops.refiners.lora_linear.default, grad.dtype
+    turned_ups, turned_downs = [up.t().to(dtype) for up in ups], [down.t().to(dtype) for down in downs]
+    return lora_linear(grad, weight.t(), None, turned_ups, turned_downs, scale)
 
 
 def _stack(grads: list[Tensor], scale: Tensor) -> Tensor:

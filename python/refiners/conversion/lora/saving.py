@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -107,10 +107,10 @@ def _find(model: LatentDiffusionModel, name: str) -> Iterator[_Found]:
 def _tensors(update: LayerUpdate, format: LoraFormat, label: str) -> dict[str, Tensor]:
     """Give the tensors of an update by the ends of their keys."""
     if isinstance(update, Lora):
-        down, up = cast("tuple[Tensor, Tensor]", (update.down.weight, update.up.weight))
+        down, up = update.factors()
         if up.shape[2:] not in ((), (1, 1)):
             raise ValueError(f"{label}: the second of two convolutions must be of 1×1 in a file, got {tuple(up.shape)}")
-        return _pair(down, up, format)
+        return _pair(down, up, format, update.multiplier)
     assert isinstance(update, WeightUpdate)
     change = update.change
     tensors = _low_rank(change, format)
@@ -121,9 +121,11 @@ def _tensors(update: LayerUpdate, format: LoraFormat, label: str) -> dict[str, T
     return tensors
 
 
-def _pair(down: Tensor, up: Tensor, format: LoraFormat) -> dict[str, Tensor]:
-    tensors = dict(zip(_PAIRS[format], (down, up), strict=True))
-    return tensors if format == "diffusers" else tensors | {"alpha": torch.tensor(float(down.shape[0]))}
+def _pair(down: Tensor, up: Tensor, format: LoraFormat, multiplier: float = 1.0) -> dict[str, Tensor]:
+    if format == "diffusers":  # has no place for a multiplier
+        return dict(zip(_PAIRS[format], (down, up if multiplier == 1 else up * multiplier), strict=True))
+    alpha = torch.tensor(multiplier * down.shape[0])  # which readers divide by the rank
+    return dict(zip(_PAIRS[format], (down, up), strict=True)) | {"alpha": alpha}
 
 
 def _low_rank(change: fl.Module, format: LoraFormat) -> dict[str, Tensor] | None:

@@ -281,7 +281,8 @@ class SDLoraManager(WeighedLoras):
                 parent = (own or adapter.get_path()).rpartition(".")[0]
                 counts[parent] = counts.get(parent, 0) + 1
                 key = f"{parent}.{counts[parent]}.{type(adapter.target).__name__}"
-                weights |= {f"{key}.down.weight": lora.down.weight, f"{key}.up.weight": lora.up.weight}
+                down, up = lora.scaled_factors()
+                weights |= {f"{key}.down.weight": down, f"{key}.up.weight": up}
         return weights
 
 

@@ -15,6 +15,7 @@ from refiners.fluxion.adapters.lora.plain import find_plain_parts, is_idle, is_s
 from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
 from refiners.ops import lora_block_cache, lora_conv2d, lora_linear, prepare_lora_block
+from refiners.ops.lora_linear_masters import lora_linear_masters
 
 
 class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
@@ -45,6 +46,8 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             return layer(x)
         if isinstance(layer, fl.Linear):
             scale = self._multipliers.of(scales, x, x.shape[:-1])
+            if any(up.dtype != x.dtype for up in ups):
+                return lora_linear_masters(x, weight, bias, downs, ups, scale)
             return lora_linear(x, weight, bias, downs, ups, scale, prepare_lora_block(weight, ups))
         stride, padding, dilation = layer.stride, cast("tuple[int, int]", layer.padding), layer.dilation
         sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)

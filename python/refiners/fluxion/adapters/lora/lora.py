@@ -72,6 +72,27 @@ class Lora(Generic[T], LayerUpdate):
         """The inner dimension."""
         return self._rank
 
+    @property
+    def multiplier(self) -> float:
+        """What the product of the factors is multiplied by, beside the scale: alpha / rank of what is trained, or 1."""
+        return 1.0
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Give the weights, of `down` and of `up`, whose product is the update for a scale and a multiplier of 1."""
+        return self.down.weight, self.up.weight
+
+    def scaled_factors(self, dtype: DType | None = None) -> tuple[Tensor, Tensor]:
+        """Give the factors of the update for a scale of 1, in their dtype or another one."""
+        down, up = (factor if dtype is None else factor.to(dtype) for factor in self.factors())
+        return down, up if self.multiplier == 1 else up * self.multiplier
+
+    def operands(self, dtype: DType) -> tuple[Tensor, Tensor] | None:
+        """Give what `refiners.ops.lora_linear` takes for a layer of a dtype, or `None` if only a call will do.
+
+        Subclasses of `LinearLora` say so; of that class itself `find_plain_parts` knows.
+        """
+        return None
+
     def reset_parameters(self) -> None:
         """Draw `down` from a normal distribution of standard deviation 1 / rank, and set `up` to zero."""
         if self.down.weight.is_meta:
@@ -217,8 +238,8 @@ class LinearLora(Lora[fl.Linear]):
         )
 
     def differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        dtype = parameters["weight"].dtype
-        return {"weight": self.up.weight.to(dtype) @ self.down.weight.to(dtype)}
+        down, up = self.scaled_factors(parameters["weight"].dtype)
+        return {"weight": up @ down}
 
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
         return (
@@ -312,8 +333,7 @@ class Conv2dLora(Lora[fl.Conv2d]):
         return down, up
 
     def differences(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        dtype = parameters["weight"].dtype
-        down, up = self.down.weight.to(dtype), self.up.weight.to(dtype)
+        down, up = self.scaled_factors(parameters["weight"].dtype)
         if up.shape[2:] == (1, 1):
             return {"weight": torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)}
         return {"weight": torch.einsum("orhw,ri->oihw", up, down[:, :, 0, 0])}

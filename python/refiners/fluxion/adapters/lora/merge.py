@@ -95,12 +95,14 @@ class MergedLoras:
                     raise ValueError(f"the layer {layer} has updates merged and is in no chain any more")
                 if any(update.name not in wanted for update in updates):
                     _check_others(layer, [update for update in updates if update.name in wanted])
+        dtypes = {layer: layer.__dict__[MERGED].pristine["weight"].dtype for layer in before}
         with self._undone(before):
             for layer, updates in before.items():
                 self._write(layer, tuple(update for update in updates if update.name not in wanted))
             out = [(layer, update) for layer, each in before.items() for update in each if update.name in wanted]
             for layer, update in out:
-                update.to(device=layer.device, dtype=layer.dtype)
+                is_cast = layer.dtype != dtypes[layer]  # master weights of training stay what they are
+                update.to(device=layer.device, dtype=layer.dtype if is_cast else None).train(layer.training)
             attach_loras(_placed(out, places))
 
     def set_scales(self, scales: Mapping[str, Scale]) -> None:

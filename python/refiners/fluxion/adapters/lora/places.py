@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, cast
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
+from refiners.fluxion.adapters.lora.adapter import LoraAdapter
+from refiners.fluxion.adapters.lora.update import LayerUpdate
 from refiners.fluxion.layers.chain import generate_unique_names
 
 
@@ -64,3 +66,10 @@ def _behind(module: fl.Module, parent: fl.Chain | None) -> tuple[fl.Module, fl.C
         adapter, target = cast("fl.Chain", module), cast("Adapter[Any]", module).target
         module, parent = target, adapter.find_parent(target)
     return module, parent
+
+
+def updates_around(place: Place) -> list[LayerUpdate]:
+    """List the updates of a layer, those of the innermost adapter first."""
+    chains = () if place.parent is None else (place.parent, *place.parent.get_parents())
+    adapters = (chain for chain in chains if isinstance(chain, LoraAdapter))  # which are around layers alone
+    return [update for adapter in adapters for update in adapter if isinstance(update, LayerUpdate)]

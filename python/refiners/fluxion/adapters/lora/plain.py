@@ -13,6 +13,7 @@ from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora
 from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.adapters.lora.update import LayerUpdate
 from refiners.fluxion.layers.watched import has_global_hooks, is_watched, is_watched_state
+from refiners.ops.lora_linear_masters import are_master_weights
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -31,16 +32,17 @@ class PlainParts(NamedTuple):
     scales: list[float | Tensor | Region]
 
     def fit(self, x: Tensor) -> bool:
-        """Whether the operator computes what the children do: all is of one floating dtype, and nobody looks on."""
+        """Whether the operator computes what the children do, since dtypes agree and nobody looks on."""
         dtype = x.dtype
         if x.is_nested or not dtype.is_floating_point or has_global_hooks():
             return False
         if dtype == torch.float64 and torch.is_autocast_enabled(x.device.type):
             return False
-        if self.weight.dtype != dtype or (type(self.layer) is fl.Conv2d and x.ndim != 4):
+        is_image = type(self.layer) is fl.Conv2d
+        if self.weight.dtype != dtype or (is_image and x.ndim != 4):
             return False
-        for down, up in zip(self.downs, self.ups):  # noqa: SIM110 (a generator would double the time)
-            if down.dtype != dtype or up.dtype != dtype:
+        for down, up in zip(self.downs, self.ups):
+            if (down.dtype != dtype or up.dtype != dtype) and (is_image or not are_master_weights(down, up, dtype)):
                 return False
         return True
 
@@ -79,7 +81,8 @@ def find_plain_parts(adapter: LoraAdapter) -> PlainParts | None:
     expected = LinearLora if kind is fl.Linear else Conv2dLora
     parts = PlainParts(layer, weight, bias, [], [], [])
     for lora in children:
-        if type(lora) is not expected or not _add_lora(parts, lora.__dict__):
+        is_plain = type(lora) is expected
+        if not (_add_lora(parts, lora.__dict__) if is_plain else _add_operands(parts, lora)):
             return None
     return parts if parts.downs else None
 
@@ -108,6 +111,18 @@ def _add_lora(parts: PlainParts, state: Mapping[str, Any]) -> bool:
     parts.downs.append(down_weight)
     parts.ups.append(up_weight)
     parts.scales.append(scale)
+    return True
+
+
+def _add_operands(parts: PlainParts, lora: fl.Module) -> bool:
+    if not isinstance(lora, LinearLora) or not isinstance(parts.layer, fl.Linear):
+        return False
+    operands = lora.operands(parts.weight.dtype)
+    if operands is None or not all(_is_plain(factor) for factor in operands):
+        return False
+    parts.downs.append(operands[0])
+    parts.ups.append(operands[1])
+    parts.scales.append(lora.total_scale)
     return True
 
 

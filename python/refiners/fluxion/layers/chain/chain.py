@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 from torch import device as Device, dtype as DType, nn
 
 from refiners.fluxion.context import Context, ContextProvider, Contexts
-from refiners.fluxion.layers.chain.errors import ReturnException, chain_error, error_tree, pretty_print_args
+from refiners.fluxion.layers.chain.errors import ReturnException, chain_error, error_tree, is_a_stop, pretty_print_args
 from refiners.fluxion.layers.chain.keys import appended, generate_unique_names, popped
 from refiners.fluxion.layers.chain.search import Searchable, T
 from refiners.fluxion.layers.module import ContextModule, Module, WeightedModule, structural_copy
@@ -146,6 +146,8 @@ class Chain(Searchable):
     def _raise(self, error: Exception, name: str, args: tuple[Any, ...]) -> None:
         if interruption := take_interruption(error):
             raise interruption from error
+        if is_a_stop(error):
+            raise error
         wrapped, original = chain_error(error, self, name, args)
         raise wrapped from original
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from refiners.fluxion.layers.tree import ModuleTree
@@ -20,6 +21,9 @@ _MAX_OUTER_LINES = 2  # around each chain that it is in
 _MAX_DESCRIPTION = 300  # characters of an argument
 _MAX_SUMMARIZED = 1 << 16  # elements: statistics of larger tensors would make errors slow
 _MACHINERY = (str(Path(torch.__file__).parent / "nn" / "modules" / "module.py"), str(Path(__file__).parent))
+
+# How a checkpoint of torch ends the call that computes again what it needs.
+_STOP: type[Exception] | tuple[()] = getattr(torch.utils.checkpoint, "_StopRecomputationError", ())
 
 
 class ChainError(RuntimeError):
@@ -35,6 +39,11 @@ class ReturnException(Exception):
     def __init__(self, value: Any) -> None:
         super().__init__(value)
         self.value = value
+
+
+def is_a_stop(error: Exception) -> bool:
+    """Whether an exception is no failure, but the way in which torch ends a call early."""
+    return isinstance(error, _STOP)
 
 
 def chain_error(error: Exception, chain: Chain, name: str, args: tuple[Any, ...]) -> tuple[ChainError, BaseException]:
