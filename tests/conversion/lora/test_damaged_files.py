@@ -6,6 +6,7 @@ Each part runs in a process of limited memory; what is asked of a file is writte
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,23 +33,27 @@ def run(folder: Path, kind: str, cases: range) -> dict[str, Any]:
     return lines[-1]
 
 
+@pytest.mark.slow
 def test_some_damaged_files(tmp_path: Path) -> None:
-    counts = run(tmp_path, "safetensors", range(0, 5000, 13))
-    assert counts["error"] > 200 and counts["attached"] > 30
+    counts = run(tmp_path, "safetensors", range(0, 5000, 19))
+    assert counts["error"] > 150 and counts["attached"] > 20
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("REFINERS_ALL_CASES") != "1", reason="takes minutes: REFINERS_ALL_CASES=1")
 @pytest.mark.parametrize("part", range(4))
 def test_five_thousand_damaged_files(part: int, tmp_path: Path) -> None:
     counts = run(tmp_path, "safetensors", range(part * 1250, (part + 1) * 1250))
     assert counts["error"] > 700 and counts["attached"] > 100 and counts["attached by order"] > 0
 
 
+@pytest.mark.slow
 def test_damaged_files_of_torch(tmp_path: Path) -> None:
-    counts = run(tmp_path, "torch", range(280))
-    assert counts["error"] > 100 and counts["attached"] > 30
+    counts = run(tmp_path, "torch", range(112))
+    assert counts["error"] > 50 and counts["attached"] > 20
 
 
+@pytest.mark.slow
 def test_damaged_folders_of_peft(tmp_path: Path) -> None:
-    counts = run(tmp_path, "folder", range(130))
+    counts = run(tmp_path, "folder", range(65))
     assert counts["error"] > 30 and counts["attached"] > 10

@@ -216,6 +216,7 @@ class _Planner:
         kind = _kind_of(entry.keys)
         title = "multiplier" if kind is None else kind.name(infos)
         rank = None if kind is None else kind.rank(infos)
+        found = self._told_by_shapes(found, kind, infos)
         known = found[0] if len(found) == 1 else _NOWHERE
         alpha, scale, problem = self._scale_of(entry, infos, rank)
         status: Status = "wrong"
@@ -248,6 +249,19 @@ class _Planner:
             status=status,
             reason=problem or "",
         )
+
+    def _told_by_shapes(self, found: list[Known], kind: Kind | None, infos: Mapping[Role, TensorInfo]) -> list[Known]:
+        """Choose among several layers of a name the only one that the tensors fit, if there is one."""
+        if len(found) < 2 or kind is None:
+            return found
+        fitting = [
+            each
+            for each in found
+            if each.path
+            and (self.networks[each.part].shapes or {}).get(each.path)
+            and self._problem_at(each, kind, infos) is None
+        ]
+        return fitting if len(fitting) == 1 else found
 
     def _problem_at(self, known: Known, kind: Kind, infos: Mapping[Role, TensorInfo]) -> str | None:
         if not known.path:

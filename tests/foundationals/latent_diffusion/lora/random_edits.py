@@ -88,20 +88,23 @@ class Reference:
         return [*self.model.unet.parameters(), *self.model.clip_text_encoder.parameters()]
 
     @torch.no_grad()
-    def outputs(self, loras: Iterable[Lora], adapters: Iterable[Injected]) -> dict[str, torch.Tensor]:
-        """Compute what the networks give with LoRAs and adapters."""
+    def outputs(
+        self, loras: Iterable[Lora], adapters: Iterable[Injected], networks: Iterable[str] = ("unet", "text_encoder")
+    ) -> dict[str, torch.Tensor]:
+        """Compute what networks give with LoRAs and adapters."""
         for lora in loras:
             for update in lora.updates:
                 layer = self.layers[update.layer.network, update.layer.path]
                 for name, change in update.change().items():
                     getattr(layer, name).add_(change, alpha=lora.scale)
         injected = [type(each.adapter)(self.chains[each.place]).inject() for each in adapters]
-        found = {network: output_of(self.model, network) for network in ("unet", "text_encoder")}
+        found = {network: output_of(self.model, network) for network in networks}
         for adapter in reversed(injected):
             adapter.eject()
         for parameter, value in self.pristine:
             parameter.copy_(value)
-        self.state.check()
+        if injected:
+            self.state.check()
         return found
 
 
