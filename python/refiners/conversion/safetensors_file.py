@@ -8,9 +8,9 @@ and not one page of the file stays mapped.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Mapping
-from operator import index
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +18,11 @@ import torch
 from torch import Size, Tensor, device as Device, dtype as DType
 
 from refiners.conversion.tensor_info import TensorInfo
+from refiners.fluxion.printable import printable
 
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _CHUNK = 1 << 20  # bytes that are cast at a time: they stay in the caches
+_MOST_DIMENSIONS = 64  # that loops of torch have
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -58,12 +60,13 @@ class SafetensorsFile:
         self._file = path.open("rb", buffering=0)
         try:
             header, self._start = self._read_header()
-            self.metadata: dict[str, str] = dict(header.pop("__metadata__", None) or {})
+            self.metadata = self._check_metadata(header.pop("__metadata__", None))
             self._places: dict[str, int] = {}
             self.infos: dict[str, TensorInfo] = {}
             size = path.stat().st_size
             for key, entry in header.items():
                 self.infos[key], self._places[key] = self._check_entry(key, entry, size)
+            self._check_places()
         except BaseException:
             self._file.close()
             raise
@@ -82,28 +85,52 @@ class SafetensorsFile:
             raise ValueError(f"{self.path} is not a safetensors file: its header cannot be {length} bytes long")
         self._file.seek(8)
         try:
-            header: Any = json.loads(self._file.read(length))
+            header: Any = json.loads(self._file.read(length), object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.path} is not a safetensors file: its header is no JSON ({error})") from error
         if not isinstance(header, Mapping):
             raise ValueError(f"{self.path} is not a safetensors file: its header is no object")
         return dict(cast("Mapping[str, Any]", header)), 8 + length
 
+    def _check_metadata(self, metadata: Any) -> dict[str, str]:
+        if metadata is None:
+            return {}
+        texts = cast("Mapping[str, Any]", metadata) if isinstance(metadata, Mapping) else None
+        if texts is None or not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError(f"{self.path} is not a safetensors file: its metadata must be texts by their names")
+        return dict(texts)
+
     def _check_entry(self, key: str, entry: Any, size: int) -> tuple[TensorInfo, int]:
+        shown = f"'{printable(key)}'"
         try:
-            name, shape, (begin, end) = entry["dtype"], Size(entry["shape"]), map(index, entry["data_offsets"])
-            if min(shape, default=0) < 0:
-                raise ValueError("a size is negative")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{self.path}: the header has no dtype, shape and place of {key!r}") from error
+            name, sizes, places = entry["dtype"], entry["shape"], entry["data_offsets"]
+            if type(sizes) is not list or type(places) is not list or set(map(type, sizes + places)) - {int}:
+                raise TypeError("no list of whole numbers")
+            shape, (begin, end) = Size(sizes), places
+            if len(shape) > _MOST_DIMENSIONS or not all(0 <= size < 2**63 for size in shape):
+                raise ValueError("there are too many sizes, or one is no size")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}: the header has no dtype, shape and place of {shown}") from error
         if not isinstance(name, str) or name not in _DTYPES:
-            raise ValueError(f"{self.path}: {key!r} is of the dtype {name}, expected one of {', '.join(_DTYPES)}")
+            kind = printable(str(name))
+            raise ValueError(f"{self.path}: {shown} is of the dtype {kind}, expected one of {', '.join(_DTYPES)}")
         dtype = _DTYPES[name]
-        if not 0 <= begin <= end or end - begin != shape.numel() * dtype.itemsize:
-            raise ValueError(f"{self.path}: {key!r} of shape {tuple(shape)} and {name} has {end - begin} bytes")
+        if not 0 <= begin <= end or end - begin != math.prod(shape) * dtype.itemsize:  # `numel` of it may overflow
+            raise ValueError(f"{self.path}: {shown} of shape {tuple(shape)} and {name} has {end - begin} bytes")
         if self._start + end > size:
-            raise ValueError(f"{self.path} is cut off: {key!r} ends at byte {self._start + end}, the file at {size}")
+            raise ValueError(f"{self.path} is cut off: {shown} ends at byte {self._start + end}, the file at {size}")
         return TensorInfo(shape, dtype), self._start + begin
+
+    def _check_places(self) -> None:
+        """Raise if two tensors share bytes: a small file could fill any memory."""
+        end, before = 0, ""
+        for begin, key in sorted((begin, key) for key, begin in self._places.items()):
+            info = self.infos[key]
+            size = info.shape.numel() * info.dtype.itemsize
+            if size and begin < end:
+                raise ValueError(f"{self.path}: '{printable(key)}' overlaps '{printable(before)}'")
+            if size:
+                end, before = begin + size, key
 
     def close(self) -> None:
         """Close the file. Tensors that were read stay; views end with the last tensor that uses them."""
@@ -161,3 +188,12 @@ class SafetensorsFile:
         return torch.frombuffer(self._map, dtype=info.dtype, count=info.shape.numel(), offset=self._places[key]).view(
             info.shape
         )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set[str]()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"it has '{printable(twice)}' twice")
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, device as Device, dtype as DType
 
 from refiners.conversion.tensor_info import TensorInfo
+from refiners.fluxion.printable import printable
 
 # Where trainers put the weights among the state of optimizers and counters.
 _NESTS = ("state_dict", "model_state_dict", "params_ema", "params", "model", "module")
@@ -51,12 +54,17 @@ class TorchFile:
         if not found:
             raise ValueError(f"{path} holds no tensors")
         if len(self._tensors) < len(found):
-            twice = next(key for key, _ in found if sum(key == other for other, _ in found) > 1)
-            raise ValueError(f"{path} holds {twice} twice: once by its whole name, once nested")
+            twice = Counter(key for key, _ in found).most_common(1)[0][0]
+            raise ValueError(f"{path} holds {printable(twice)} twice: once by its whole name, once nested")
+        size = path.stat().st_size
         for key, tensor in found:
             if tensor.layout != torch.strided:
                 layout = str(tensor.layout).removeprefix("torch.")
-                raise ValueError(f"{path}: {key} is no dense tensor but {layout}")
+                raise ValueError(f"{path}: {printable(key)} is no dense tensor but {layout}")
+            if tensor.is_meta:
+                raise ValueError(f"{path}: {printable(key)} has no values: it was saved from the device meta")
+            if tensor.nbytes > size:  # one number that stands for many could fill any memory
+                raise ValueError(f"{path}: {printable(key)} has {tensor.nbytes} bytes, the whole file has {size}")
         self.infos = {key: TensorInfo(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
         self._order = {key: i for i, key in enumerate(self._tensors)}
 
@@ -82,16 +90,26 @@ class TorchFile:
 
 def _load(path: Path) -> Any:
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and _is_compressed(path):  # torch maps tensors as they are, and a small file could be a huge one
+        raise ValueError(f"{path} is compressed, and torch.save compresses nothing: save it again")
     try:
-        is_zip = zipfile.is_zipfile(path)
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
         inert: list[Any] = [(type(_Inert.__name__, (_Inert,), {}), name) for name in foreign]
         with torch.serialization.safe_globals(inert):
             return torch.load(path, mmap=is_zip, **options)
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle may fail in any way; what torch advises runs what is in the file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the file, and not what it says of places
+            raise
         raise ValueError(f"{path} is not a file of tensors that torch.save wrote") from error
+
+
+def _is_compressed(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(each.compress_type != zipfile.ZIP_STORED for each in file.infolist())
+    except Exception:  # damaged: torch says so
+        return False
 
 
 def _tensors_of(content: Any, prefix: str) -> list[tuple[str, Tensor]]:

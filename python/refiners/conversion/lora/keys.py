@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Literal, TypeAlias
 
 Role: TypeAlias = str
@@ -62,6 +61,7 @@ _COMMON: dict[str, tuple[Role, Style]] = {  # the last two parts of most keys: n
     ".lora_B.weight": ("up", "peft"),
 }
 _EMBEDDING = re.compile(r"(bundle_emb\..+)\.([^.]+)")  # of OneTrainer
+_LONGEST = 1000  # characters of a key; searching a longer one takes long, and no layer has such a name
 
 
 @dataclass
@@ -77,11 +77,13 @@ class Entry:
     name: str
     keys: dict[Role, str] = field(default_factory=dict[Role, str])
     styles: set[Style] = field(default_factory=set[Style])
+    _counts: dict[Role, int] = field(default_factory=dict[Role, int], init=False, repr=False, compare=False)
 
     def add(self, role: Role, key: str, style: Style) -> None:
         """Add a tensor."""
         if role in self.keys:
-            role = next(each for number in count(2) if (each := f"{role}_{number}") not in self.keys)
+            self._counts[role] = self._counts.get(role, 1) + 1
+            role = f"{role}_{self._counts[role]}"
         self.keys[role] = key
         self.styles.add(style)
 
@@ -101,6 +103,8 @@ def split_keys(keys: Iterable[str]) -> tuple[list[Entry], list[str]]:
 
 
 def _split(key: str) -> tuple[str, Role, Style] | None:
+    if len(key) > _LONGEST:
+        return None
     end = key.rfind(".")
     start = key.rfind(".", 0, end)
     if start > 0 and (common := _COMMON.get(key[start:])):

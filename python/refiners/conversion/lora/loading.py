@@ -16,13 +16,15 @@ from refiners.conversion.lora.keys import Role, split_keys
 from refiners.conversion.lora.kinds import LOW_RANK, Kind
 from refiners.conversion.lora.kinds.kind import NUMBERS
 from refiners.conversion.lora.names import Part
-from refiners.conversion.lora.plan import LoraPlan, Update, check_is_no_checkpoint, check_is_no_pipeline, plan_lora
+from refiners.conversion.lora.no_lora import check_is_no_checkpoint, check_is_no_pipeline, first_keys
+from refiners.conversion.lora.plan import MOST_REASONS, LoraPlan, Update, plan_lora
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.targets import Targets, targets_of
 from refiners.fluxion.adapters.lora import LayerUpdate, Lora
 from refiners.fluxion.adapters.lora.attach import attach_loras
 from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import Place
+from refiners.fluxion.printable import printable
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
 Scope: TypeAlias = tuple[Collection[str] | None, Collection[str] | None]
@@ -88,7 +90,7 @@ def _attach(
         loras = _from_order(name, tensors, model)
         if loras:
             _set_scale(loras.values(), scale)
-            by_order(loras)
+            _attach_unnamed(loras, by_order, tensors)
             updates = (Update(key, {}, "LoRA", status="by order", reason=_BY_ORDER) for key in loras)
             return LoraPlan(tensors.label, tuple(updates), (), frozenset(), {})
     settings = LoraSettings()
@@ -109,7 +111,7 @@ def _attach(
     _set_scale((*(lora for lora, _ in made), *unnamed.values()), scale)
     attach_loras(made)
     if unnamed and by_order is not None:
-        by_order(unnamed)
+        _attach_unnamed(unnamed, by_order, tensors)
     return plan
 
 
@@ -121,7 +123,7 @@ def _nothing_to_attach(plan: LoraPlan, scopes: Mapping[Part, Scope]) -> str:
         for kind, names in zip(("inclusions", "exclusions"), scope)
         if names is not None
     ]
-    lines = [f"  {count}: {what}" for what, count in counts.items()]
+    lines = [f"  {count}: {what}" for what, count in counts.most_common(MOST_REASONS)]
     return "\n".join(
         (f"{plan.label}: no update would be attached{' with ' + ', '.join(asked) if asked else ''}:", *lines)
     )
@@ -148,15 +150,47 @@ def _is_within(update: Update, targets: Targets, scopes: Mapping[Part, Scope]) -
 def _from_order(name: str, source: TensorSource, model: LatentDiffusionModel) -> dict[str, Lora[Any]]:
     """Make updates from keys that end in no known way, two by two; see `Lora.from_dict`."""
     keys = [key for key in source.infos if ".weight" in key]
-    return Lora.from_dict(name, {key: source.read(key, model.device, model.dtype) for key in keys})
+    for key in keys:
+        info = source.infos[key]
+        if not info.dtype.is_floating_point or len(info.shape) not in (2, 4) or 0 in info.shape:
+            raise ValueError(
+                f"{source.label}: '{printable(key)}' is no matrix of an update: got {tuple(info.shape)} in"
+                f" {info.dtype}; the first keys of the file are {first_keys(source)}"
+            )
+    try:
+        loras = Lora.from_dict(name, {key: source.read(key, model.device, model.dtype) for key in keys})
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"{source.label}: the tensors are no pairs of matrices, by their order: {error}") from error
+    _check_unnamed(loras, source)
+    return loras
 
 
 def _read_unnamed(name: str, plan: LoraPlan, source: TensorSource, model: LatentDiffusionModel) -> dict[str, Lora[Any]]:
     loras: dict[str, Lora[Any]] = {}
     for update in plan.of_status("by order"):
         tensors = read_tensors(update, LOW_RANK, source, model.device, model.dtype)
-        loras[update.name] = Lora.from_weights(name, down=tensors["down"], up=tensors["up"])
+        try:
+            loras[update.name] = Lora.from_weights(name, down=tensors["down"], up=tensors["up"])
+        except ValueError as error:
+            raise ValueError(f"{plan.label}: {printable(update.name)}: {error}") from error
+    _check_unnamed(loras, source)
     return loras
+
+
+def _check_unnamed(loras: Mapping[str, Lora[Any]], source: TensorSource) -> None:
+    for key, lora in loras.items():
+        for weight in lora.parameters():
+            if not weight.is_meta and not torch.isfinite(weight).all():
+                raise ValueError(
+                    f"{source.label}: '{printable(key)}' holds numbers that are not finite in {weight.dtype}"
+                )
+
+
+def _attach_unnamed(loras: dict[str, Lora[Any]], by_order: ByOrder, source: TensorSource) -> None:
+    try:
+        by_order(loras)
+    except ValueError as error:
+        raise ValueError(f"{source.label}: no layers are known by the names of its updates, and {error}") from error
 
 
 def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targets) -> list[tuple[LayerUpdate, Place]]:
@@ -171,7 +205,8 @@ def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targe
         targets: The model that the plan was made for.
 
     Raises:
-        ValueError: If a tensor holds infinite numbers, or none.
+        ValueError: If a tensor holds infinite numbers, or none, also in the dtype of its layer; or if an update does
+            not fit its layer after all.
     """
     made: list[tuple[LayerUpdate, Place]] = []
     sums: list[Tensor] = []
@@ -183,8 +218,15 @@ def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targe
         kind = plan.kinds[update.name]
         tensors = read_tensors(update, kind, source, weight.device, weight.dtype)
         sums += [_sum(tensor) for tensor in tensors.values()]
-        made.append((kind.make(name, tensors, place.layer), place))
-    _check_finite(sums, plan, updates, source)
+        try:
+            made.append((kind.make(name, tensors, place.layer), place))
+        except ValueError as error:  # what shapes do not tell
+            raise ValueError(f"{plan.label}: {printable(update.name)}: {error}") from error
+    if not all(each.is_meta or math.isfinite(each.item()) for each in sums):
+        for update in updates:
+            assert update.part is not None
+            weight = targets.places[update.part][update.path].layer.weight
+            _check_finite(update, plan, source, weight.device, weight.dtype)
     return made
 
 
@@ -213,10 +255,12 @@ def _sum(tensor: Tensor) -> Tensor:
     return tensor.sum(dtype=torch.float32) if tensor.dtype == torch.float16 else tensor.sum()
 
 
-def _check_finite(sums: Iterable[Tensor], plan: LoraPlan, updates: Iterable[Update], source: TensorSource) -> None:
-    if all(each.is_meta or math.isfinite(each.item()) for each in sums):
-        return
-    for update in updates:
-        for role, key in update.keys.items():
-            if not torch.isfinite(source.read(key, dtype=torch.float64)).all():
-                raise ValueError(f"{plan.label}: {role} of {update.name} holds numbers that are not finite ({key})")
+def _check_finite(update: Update, plan: LoraPlan, source: TensorSource, device: Device, dtype: DType) -> None:
+    """Raise `ValueError` if a tensor of an update is not finite, in the file or as it is attached."""
+    for role, tensor in read_tensors(update, plan.kinds[update.name], source, device, dtype).items():
+        if torch.isfinite(tensor).all():
+            continue
+        of_file = torch.isfinite(source.read(update.keys[role], dtype=torch.float64)).all()
+        why = f"are not finite in {dtype}, times {update.scale:g}" if of_file else "are not finite"
+        name, key = printable(update.name), printable(update.keys[role])
+        raise ValueError(f"{plan.label}: {role} of {name} holds numbers that {why} ({key})")

@@ -20,14 +20,14 @@ Part: TypeAlias = Literal["unet", "text_encoder"]
 
 # What stands before the names of the layers of a network, with underscores for dots.
 _PREFIXES: dict[str, tuple[str, ...]] = {
-    "unet": ("lora_unet_", "unet_", "diffusion_model_", "model_diffusion_model_", "lora_unet_unet_", ""),
+    "unet": ("lora_unet_", "unet_", "diffusion_model_", "model_diffusion_model_", "lora_unet_unet_", "lycoris_", ""),
     "text_encoder": (
-        *("lora_te_", "lora_te1_", "text_encoder_", "te_", "te1_", "clip_l_", "lora_clip_l_"),
+        *("lora_te_", "lora_te1_", "text_encoder_", "te_", "te1_", "clip_l_", "lora_clip_l_", "lycoris_"),
         *("text_encoders_clip_l_transformer_", "cond_stage_model_transformer_", "conditioner_embedders_0_transformer_"),
         "",
     ),
     "text_encoder_2": (
-        *("lora_te2_", "text_encoder_2_", "te2_", "clip_g_", "lora_clip_g_"),
+        *("lora_te2_", "text_encoder_2_", "te2_", "clip_g_", "lora_clip_g_", "lycoris_"),
         *("text_encoders_clip_g_transformer_", "conditioner_embedders_1_model_"),
         "",
     ),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Size
 
 _MOST_WAYS = 10_000  # that are tried to place the updates of one chain
-_NUMBERED = re.compile(r"(\w+?)(?:\.(.+))?\.(\d+)\.(\w+)")
+_NUMBERED = re.compile(r"(\w+?)(?:\.(.+))?\.([1-9][0-9]{0,5})\.(\w+)")
 
 
 class Numbered(NamedTuple):

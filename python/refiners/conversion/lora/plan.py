@@ -6,26 +6,26 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 from refiners.conversion.checkpoint import TensorSource
-from refiners.conversion.detection import find_components
 from refiners.conversion.lora.keys import Entry, Role, Style, split_keys
 from refiners.conversion.lora.kinds import KINDS, LOW_RANK, Kind, Recognised
 from refiners.conversion.lora.names import UNUSED, Known, LayerNames, Networks, Part
+from refiners.conversion.lora.no_lora import check_is_no_checkpoint, first_keys
 from refiners.conversion.lora.numbered import Numbered, place_numbered
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.tensor_info import TensorInfo
+from refiners.fluxion.printable import printable
 
 Status: TypeAlias = Literal["fits", "by order", "left out", "unknown", "wrong", "unsupported"]
 """What becomes of an update: attached, by its name or by its place among others; passed over on purpose; or an error,
 since no layer has its name, since its tensors are wrong, or since there is no such adapter yet."""
 
-_CHECKPOINT = "a checkpoint, no LoRA: from_pretrained of a model loads it"
 _PLAIN = {"down", "up", "alpha"}
 _UNFIT = ("unknown", "wrong", "unsupported")
 _SHOWN = 4
+MOST_REASONS = 20  # that an error lists
 _NOWHERE = Known("unet", "", "")
 
 
@@ -88,13 +88,16 @@ class LoraPlan:
         return not self.left_over and not self.of_status(*_UNFIT)
 
     def problems(self) -> str:
-        """List what cannot be attached by its reasons, and of each the first four."""
+        """List what cannot be attached by its reasons, of these the first twenty, and of each the first four names."""
         by_reason: defaultdict[str, list[str]] = defaultdict(list)
         for update in self.of_status(*_UNFIT):
             by_reason[update.reason].append(update.name)
         if self.left_over:
             by_reason["no tensor of an update that is known"] += self.left_over
-        return "\n".join(line for reason, found in by_reason.items() for line in _listing(reason, found))
+        listed = list(by_reason.items())[:MOST_REASONS]
+        more = len(by_reason) - len(listed)
+        rest = [f"  ... and {more} more reasons"] if more else []
+        return "\n".join([*(line for reason, found in listed for line in _listing(reason, found)), *rest])
 
     def check(self) -> None:
         """Raise `ValueError` if something is neither attached nor left out, and list it."""
@@ -129,7 +132,7 @@ class LoraPlan:
 
 def _listing(reason: str, names: list[str]) -> list[str]:
     rest = [f"    ... and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return [f"  {len(names)}: {reason}", *(f"    {name}" for name in names[:_SHOWN]), *rest]
+    return [f"  {len(names)}: {reason}", *(f"    {printable(name)}" for name in names[:_SHOWN]), *rest]
 
 
 def plan_lora(
@@ -154,7 +157,7 @@ def plan_lora(
     entries, left_over = split or split_keys(source.infos)
     if not entries:
         check_is_no_checkpoint(source)
-        first = ", ".join(list(source.infos)[:3]) or "(none)"
+        first = first_keys(source) or "(none)"
         raise ValueError(
             f"{source.label} holds no LoRA, nor another known update of layers; its first keys are {first}"
         )
@@ -166,26 +169,6 @@ def plan_lora(
     return LoraPlan(
         source.label, tuple(_without_duplicates(updates)), tuple(left_over), frozenset(styles), planner.kinds
     )
-
-
-def check_is_no_checkpoint(source: TensorSource) -> None:
-    """Raise `ValueError` if tensors that are no LoRA are those of whole networks."""
-    found = find_components(source)
-    if not found:
-        return
-    holds = ", ".join(f"{each.component} ({each.format})" for each in found)
-    has_unet = any(each.component.startswith("unet") for each in found)
-    first = ", ".join(list(source.infos)[:3])
-    raise ValueError(
-        f"{source.label} is {_CHECKPOINT if has_unet else 'no LoRA, but the weights of a whole network'}; it holds"
-        f" {holds}; its first keys are {first}"
-    )
-
-
-def check_is_no_pipeline(path: Path | str) -> None:
-    """Raise `ValueError` if a folder is that of a whole model."""
-    if (Path(path) / "model_index.json").is_file():
-        raise ValueError(f"{path} is {_CHECKPOINT}")
 
 
 class _Planner:
@@ -233,6 +216,7 @@ class _Planner:
         kind = _kind_of(entry.keys)
         title = "multiplier" if kind is None else kind.name(infos)
         rank = None if kind is None else kind.rank(infos)
+        found = self._told_by_shapes(found, kind, infos)
         known = found[0] if len(found) == 1 else _NOWHERE
         alpha, scale, problem = self._scale_of(entry, infos, rank)
         status: Status = "wrong"
@@ -266,6 +250,19 @@ class _Planner:
             reason=problem or "",
         )
 
+    def _told_by_shapes(self, found: list[Known], kind: Kind | None, infos: Mapping[Role, TensorInfo]) -> list[Known]:
+        """Choose among several layers of a name the only one that the tensors fit, if there is one."""
+        if len(found) < 2 or kind is None:
+            return found
+        fitting = [
+            each
+            for each in found
+            if each.path
+            and (self.networks[each.part].shapes or {}).get(each.path)
+            and self._problem_at(each, kind, infos) is None
+        ]
+        return fitting if len(fitting) == 1 else found
+
     def _problem_at(self, known: Known, kind: Kind, infos: Mapping[Role, TensorInfo]) -> str | None:
         if not known.path:
             return kind.problem(infos, None)
@@ -280,7 +277,10 @@ class _Planner:
         numbers: dict[Role, float] = {}
         for role in ("alpha", "scalar"):
             if role in infos and infos[role].shape.numel() == 1:
-                numbers[role] = self.source.view(entry.keys[role]).item()
+                number = self.source.view(entry.keys[role])
+                if number.is_meta or number.is_complex():
+                    return None, 1.0, f"{role} must be a real number, got one of {number.dtype} on {number.device}"
+                numbers[role] = float(number.item())
                 if not math.isfinite(numbers[role]):
                     return None, 1.0, f"{role} must be finite, got {numbers[role]}"
         alpha = numbers.get("alpha")
@@ -290,6 +290,8 @@ class _Planner:
         scale = numbers.get("scalar", 1.0)
         if rank and alpha is not None:
             scale *= alpha / self.settings.divisor(entry.name, rank)
+        if not math.isfinite(scale):
+            return alpha, 1.0, "the multipliers have an infinite product"
         return alpha, scale, None
 
 

@@ -15,9 +15,11 @@ from refiners.conversion.checkpoint import Checkpoint, StateDict, TensorSource
 from refiners.conversion.diffusion import FAMILY_TITLES, Family
 from refiners.conversion.lora.keys import split_keys
 from refiners.conversion.lora.names import LayerNames, Network
-from refiners.conversion.lora.plan import LoraPlan, Update, check_is_no_pipeline, plan_lora
+from refiners.conversion.lora.no_lora import check_is_no_pipeline
+from refiners.conversion.lora.plan import LoraPlan, Update, plan_lora
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.targets import PUBLISHED, targets_in, targets_of
+from refiners.fluxion.printable import printable
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
 _STYLES = {"kohya": "kohya", "peft": "PEFT", "diffusers": "old diffusers", "refiners": "refiners"}
@@ -92,14 +94,14 @@ class LoraReport:
                 lines.append(f"  {part:<14}{kind:<{width}}{rank:>6}{alpha:>8}{count:>8}")
         lines += [f"  {count:>6}  {where}" for where, count in self.layers().items()]
         if out := self.plan.of_status("left out"):
-            lines.append(f"left out, {len(out)}: {out[0].reason or 'as its layer'}, such as {out[0].name}")
+            lines.append(f"left out, {len(out)}: {out[0].reason or 'as its layer'}, such as {printable(out[0].name)}")
         if self.plan.is_whole:
             lines.append(
                 "everything fits" + ("" if self.is_checked else " by its name; shapes were not compared with a model")
             )
         else:
             lines += ["cannot be attached:", self.plan.problems()]
-        lines += [f"says {name}: {text}" for name, text in self.said.items()]
+        lines += [f"says {name}: {printable(text)}" for name, text in self.said.items()]
         return "\n".join(lines)
 
     def _kinds(self) -> str:
@@ -184,6 +186,8 @@ def _format(plan: LoraPlan) -> str:
     names = [each.name for each in plan.updates]
     if any(re.match(r"bundle_emb\.|lora_(unet|te\d?)\.", name) for name in names):
         writer = "OneTrainer"
+    elif any(name.startswith("lycoris_") for name in names):
+        writer = "LyCORIS"
     elif any(name.startswith(("diffusion_model.", "model.diffusion_model.")) for name in names):
         writer = "ComfyUI or ai-toolkit"
     elif any(name.startswith("base_model.model.") for name in names):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import re
+import sys
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
+
+from refiners.conversion.lora.patterns import Patterns
+from refiners.fluxion.printable import printable
 
 Config = Mapping[str, Any]
 
 _METADATA = "lora_adapter_metadata"  # where diffusers writes the configuration of each network
 _FILE = "adapter_config.json"  # where PEFT writes that of the only one
+_NUMBERS = ("lora_alpha", "alpha", "r")
 
 
 class LoraSettings:
@@ -20,10 +25,29 @@ class LoraSettings:
 
     Attributes:
         configs: `{"unet": {"r": 16, "lora_alpha": 32, ...}, ...}`; under the empty name, that of all layers.
+
+    Args:
+        configs: The same.
+        labels: How errors name where each is from.
+
+    Raises:
+        ValueError: If a rank is no positive whole number, a multiplier no finite one, or a table of them no table.
     """
 
-    def __init__(self, configs: Mapping[str, Config] | None = None) -> None:
+    def __init__(self, configs: Mapping[str, Config] | None = None, labels: Mapping[str, str] | None = None) -> None:
         self.configs = dict(configs or {})
+        self._patterns: dict[tuple[str, str], Patterns] = {}
+        for network, config in self.configs.items():
+            where = f"{(labels or {}).get(network, 'the settings')}: {printable(network)}{'.' if network else ''}"
+            for name in _NUMBERS:
+                _check_number(config.get(name), f"{where}{name}", name == "r")
+            if not isinstance(config.get("use_rslora"), (bool, type(None))):
+                raise ValueError(f"{where}use_rslora must be true or false, got {_shown(config['use_rslora'])}")
+            for name in ("rank_pattern", "alpha_pattern"):
+                table = config.get(name) or {}
+                if not isinstance(table, Mapping):
+                    raise ValueError(f"{where}{name} must be an object, got {_shown(table)}")
+                self._patterns[network, name] = _read_patterns(cast("Config", table), f"{where}{name}")
 
     @classmethod
     def of_file(cls, path: Path, metadata: Mapping[str, str]) -> LoraSettings:
@@ -34,55 +58,81 @@ class LoraSettings:
             metadata: The texts in the file.
 
         Raises:
-            ValueError: If a configuration is no JSON object.
+            ValueError: If a configuration is no JSON object, or a number in it is none.
         """
-        configs: dict[str, dict[str, Any]] = {}
-        if _METADATA in metadata:
-            for key, value in _read(metadata[_METADATA], f"{path}: {_METADATA}").items():
-                network, _, name = key.rpartition(".")
-                configs.setdefault(network, {})[name] = value
+        configs = _of_metadata(path, metadata)
+        labels = dict.fromkeys(configs, f"{path}: {_METADATA}")
         file = (path if path.is_dir() else path.parent) / _FILE
         if file.is_file() and (path.is_dir() or path.stem.startswith("adapter_model")):
-            configs[""] = dict(_read(file.read_text(encoding="utf-8"), str(file)))
-        return cls(configs)
+            configs[""], labels[""] = _read(file.read_bytes(), str(file)), str(file)
+        return cls(configs, labels)
 
     def alpha(self, name: str) -> float | None:
         """Give the alpha of a layer by its name in the file, if it is said."""
-        config = self._config_of(name)
+        network = self._network_of(name)
+        config = self.configs.get(network)
         if not config:
             return None
-        value = _by_pattern(config, "alpha_pattern", name, config.get("lora_alpha", config.get("alpha")))
-        return float(value) if isinstance(value, (int, float)) else None
+        value = self._patterns[network, "alpha_pattern"].find(name)
+        value = config.get("lora_alpha", config.get("alpha")) if value is None else value
+        return None if value is None else float(value)
 
     def rank(self, name: str) -> int | None:
         """Give the rank that a layer was asked to have by its name in the file, if it is said."""
-        config = self._config_of(name)
-        value = _by_pattern(config, "rank_pattern", name, config.get("r")) if config else None
-        return value if isinstance(value, int) else None
+        network = self._network_of(name)
+        config = self.configs.get(network)
+        return (self._patterns[network, "rank_pattern"].find(name) or config.get("r")) if config else None
 
     def divisor(self, name: str, rank: int) -> float:
         """Give what alpha is divided by: the rank, or its root where training was stabilized in that way.
 
         See [[arXiv:2312.03732] rsLoRA](https://arxiv.org/abs/2312.03732), section 3.
         """
-        return math.sqrt(rank) if self._config_of(name).get("use_rslora") else rank
+        return math.sqrt(rank) if self.configs.get(self._network_of(name), {}).get("use_rslora") else rank
 
-    def _config_of(self, name: str) -> Config:
-        network = next((each for each in self.configs if each and name.startswith(f"{each}.")), "")
-        return self.configs.get(network, {})
-
-
-def _by_pattern(config: Config, key: str, name: str, default: Any) -> Any:
-    """Look a layer up in a table by endings of names, which are regular expressions, as PEFT does."""
-    patterns = cast("Mapping[str, Any]", config.get(key) or {})
-    return next((value for each, value in patterns.items() if re.match(rf"(.*\.)?({each})$", name)), default)
+    def _network_of(self, name: str) -> str:
+        """Find the network whose name, and a dot, a name begins with; the empty one if it is none of these."""
+        beginnings = accumulate(name.split(".")[:-1], "{}.{}".format)
+        return next((each for each in beginnings if each in self.configs), "") if self.configs else ""
 
 
-def _read(text: str, label: str) -> Mapping[str, Any]:
+def _of_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Config]:
+    configs: dict[str, dict[str, Any]] = {}
+    if _METADATA in metadata:
+        for key, value in _read(metadata[_METADATA], f"{path}: {_METADATA}").items():
+            network, _, name = key.rpartition(".")
+            configs.setdefault(network, {})[name] = value
+    return configs
+
+
+def _read(text: str | bytes, label: str) -> Config:
     try:
         content: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{label} is no JSON: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{label} must hold an object, got {type(content).__name__}")
-    return cast("Mapping[str, Any]", content)
+    return cast("Config", content)
+
+
+def _read_patterns(table: Mapping[str, Any], label: str) -> Patterns:
+    for pattern, value in table.items():
+        _check_number(value, f"{label} of {printable(pattern)!r}", label.endswith("rank_pattern"))
+    try:
+        return Patterns(table)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
+
+
+def _check_number(value: Any, label: str, is_rank: bool) -> None:
+    if value is None:
+        return
+    if is_rank:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+            raise ValueError(f"{label} must be a positive whole number, got {_shown(value)}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{label} must be a finite number, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return printable(repr(value)) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Set
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Size
 
@@ -31,16 +32,25 @@ PUBLISHED: Mapping[Family, Networks] = {
 
 
 class Targets(NamedTuple):
-    """The networks of a model, and the places of their layers by their paths."""
+    """The networks of a model.
+
+    Attributes:
+        networks: What is known of them.
+        places: The places of their layers, by their paths.
+        doubtful: The paths that adapters may have moved to other layers.
+    """
 
     networks: Networks
     places: Mapping[Part, Mapping[str, Place]]
+    doubtful: Mapping[Part, Collection[str]]
 
     def layer_problem(self, kind: Kind, part: Part, path: str) -> str | None:
         """Say why a layer can have no update of a kind, if so."""
         place = self.places[part][path]
         if place.parent is None:
             return "an adapter has replaced the layer, and does without it"
+        if path in self.doubtful[part]:
+            return "an adapter has added layers beside it, so that its name may mean another one: eject that first"
         return kind.layer_problem(place.layer)
 
 
@@ -48,7 +58,35 @@ def targets_of(model: LatentDiffusionModel) -> Targets:
     """Find the layers of a model, whatever adapters are in it."""
     roots: dict[Part, Chain] = {"unet": model.unet, "text_encoder": model.clip_text_encoder}
     places: dict[Part, dict[str, Place]] = {part: find_places(root) for part, root in roots.items()}
-    return Targets({part: _network(part, root, places[part]) for part, root in roots.items()}, places)
+    networks: dict[Part, Network] = {part: _network(part, root, places[part]) for part, root in roots.items()}
+    return Targets(networks, places, {part: _doubtful(network, places[part]) for part, network in networks.items()})
+
+
+def _doubtful(network: Network, places: Mapping[str, Place]) -> Collection[str]:
+    """Find the paths that may not be those of the layers that had them when the model was built.
+
+    Layers have numbers among those of their class in a chain, as chains have: whatever is inserted counts, too.
+    """
+    if network.component is None:
+        return ()
+    built = _paths(network.component, network.layout)
+    added = places.keys() - built
+    if not added:
+        return ()
+    if not built <= places.keys():  # a chain was inserted, and those after it have other numbers
+        return places.keys()
+    classes = {_class_in_chain(path) for path in added}
+    return [path for path in built if _class_in_chain(path) in classes]
+
+
+def _class_in_chain(path: str) -> tuple[str, str]:
+    parent, _, own = path.rpartition(".")
+    return parent, own.partition("_")[0]
+
+
+@cache
+def _paths(component: Component, layout: Any) -> Set[str]:
+    return frozenset(name.layer for name in our_format(component).names(layout))
 
 
 def _network(part: Part, root: Chain, places: Mapping[str, Place]) -> Network:

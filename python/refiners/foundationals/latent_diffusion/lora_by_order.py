@@ -7,6 +7,7 @@ from typing import Any
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora import Lora, auto_attach_loras
+from refiners.fluxion.printable import printable
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
 _PREPROCESS = {"res": "ResidualBlock", "downsample": "Downsample", "upsample": "Upsample"}
@@ -40,17 +41,19 @@ class LorasByOrder:
         unet: tuple[list[str] | None, list[str] | None, dict[str, str] | None],
         text_encoder: tuple[list[str] | None, list[str] | None],
     ) -> None:
+        first = printable(next(iter(loras)))
         warnings.warn(
-            f"no layers are known by the names of {len(loras)} updates, such as {next(iter(loras))}: they are attached"
+            f"no layers are known by the names of {len(loras)} updates, such as {first}: they are attached"
             " by order and shape, which is wrong where their order is not that of the layers",
-            stacklevel=7,
+            stacklevel=8,
         )
         ordered = {key: loras[key] for key in sorted(loras, key=self.sort_keys)}
         if not any("unet" in key or "text" in key for key in ordered):
             ordered = {f"unet_{key}": lora for key, lora in ordered.items()}
         parts = {part: {key: lora for key, lora in ordered.items() if part in key} for part in ("unet", "text")}
         if lost := [key for key in ordered if not any(key in found for found in parts.values())]:
-            raise ValueError(f"these keys name neither the U-Net nor a text encoder: {', '.join(lost[:4])}")
+            names = ", ".join(map(printable, lost[:4]))
+            raise ValueError(f"these keys name neither the U-Net nor a text encoder: {names}")
         self.add_loras_to_unet(parts["unet"], *unet)
         self.add_loras_to_text_encoder(
             {key: lora for key, lora in parts["text"].items() if key not in parts["unet"]}, *text_encoder

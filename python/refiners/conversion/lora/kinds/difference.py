@@ -11,6 +11,7 @@ from refiners.conversion.lora.keys import Role
 from refiners.conversion.lora.kinds.kind import Kind
 from refiners.conversion.tensor_info import TensorInfo
 from refiners.fluxion.adapters.lora import LayerUpdate, WeightUpdate
+from refiners.fluxion.adapters.lora.attach import MERGED
 from refiners.fluxion.layers import Conv2d, GroupNorm, LayerNorm, Linear, WeightedModule
 from refiners.fluxion.layers.module import twin
 
@@ -25,6 +26,8 @@ class Difference(Kind):
         weight: The tensor that is added to the weight.
         bias: The tensor that is added to the bias.
     """
+
+    dimensions = (1, 2, 4)
 
     def __init__(self, title: str, weight: Role, bias: Role) -> None:
         self.title = title
@@ -62,6 +65,7 @@ class Difference(Kind):
         weight, bias = tensors.get(self.weight), tensors.get(self.bias)
         weight = torch.zeros_like(layer.weight) if weight is None else weight.reshape(layer.weight.shape)
         change = twin(layer)
+        vars(change).pop(MERGED, None)  # what is merged into the layer is not merged into the difference
         if bias is None and isinstance(layer, (LayerNorm, GroupNorm)):
             bias = torch.zeros_like(weight)  # these always have one
         change._parameters.update(weight=nn.Parameter(weight), bias=None if bias is None else nn.Parameter(bias))

@@ -23,12 +23,14 @@ class Kind(ABC):
         flags: Those of them that need not be of floating point.
         required: Those of them that must be there.
         less_one: Those of them of which 1 is subtracted, before they are rounded to the dtype of the layer.
+        dimensions: How many dimensions the weight of a layer may have.
     """
 
     roles: Collection[Role]
     flags: Collection[Role] = ()
     required: Collection[Role] = ()
     less_one: Collection[Role] = ()
+    dimensions: Collection[int] = (2, 4)
 
     @abstractmethod
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
@@ -55,6 +57,8 @@ class Kind(ABC):
                 return f"{role} is of {info.dtype}, expected floating point"
         if lost := self.missing(tensors):
             return f"the matrix {lost!r} is missing"
+        if shape is not None and len(shape) not in self.dimensions:
+            return f"the layer's weight is {tuple(shape)}, expected that of a Linear or Conv2d"
         problem = self.problem_of_shapes({role: info.shape for role, info in tensors.items()}, shape)
         if problem is None:
             return None

@@ -53,13 +53,12 @@ class LowRank(Kind):
 
     def make(self, name: str, tensors: Mapping[Role, Tensor], layer: fl.WeightedModule) -> LayerUpdate:
         down, up = tensors["down"], tensors["up"]
+        if "mid" in tensors:
+            down = _joined(tensors["mid"], down)
         if isinstance(layer, fl.Linear):
             return LinearLora.from_weights(name, down=down.flatten(1), up=up.flatten(1))
         assert isinstance(layer, fl.Conv2d)
         down, up = _as_convolution(down), _as_convolution(up)
-        if "mid" in tensors:
-            # A convolution after one of 1×1 is one convolution.
-            down = torch.einsum("mrhw,ri->mihw", tensors["mid"], down.flatten(1))
         sizes = (down.shape[2], up.shape[2])
         steps, padding = layer.stride, cast("tuple[int, int]", layer.padding)
         lora = Conv2dLora(
@@ -94,6 +93,14 @@ def _problem_of_shapes(down: Size, up: Size, mid: Size | None, shape: Size | Non
     if up[0] != shape[0] or down[1] != shape[1] or (large[0] if large else (1, 1)) != kernel_of(shape):
         return f"shapes do not fit the layer's weight, which is {tuple(shape)}"
     return None
+
+
+def _joined(mid: Tensor, down: Tensor) -> Tensor:
+    """Give the one convolution that one after another of 1×1 is."""
+    joined = torch.einsum("mrhw,ri->mihw", _as_convolution(mid), down.flatten(1))
+    if not joined.is_meta and not torch.isfinite(joined).all():
+        raise ValueError(f"the product of mid and down is not finite in {joined.dtype}")
+    return joined
 
 
 def kernel_of(shape: Size) -> tuple[int, int]:
