@@ -106,3 +106,18 @@ def test_the_bare_operator_tells_of_autocast(needs_conv2d_kernels):
     x, weight = torch.randn(2, 16, 8, 8), torch.randn(24, 16, 3, 3)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast is on"):
         _OPERATOR(x, weight, stride=[2, 2])  # which torch computes
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_the_input_is_saved_for_the_gradient_of_the_weight_alone(wanted):
+    tensors = [torch.randn(2, 4, 7, 6), torch.randn(5, 4, 3, 3)]
+    tensors[wanted].requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        y = _OPERATOR(*tensors, stride=[2, 1], padding=[1, 1])
+    assert saved == [tensor.data_ptr() for tensor in (tensors if wanted else tensors[1:])]
+    y.float().sum().backward()
+    plain = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    F.conv2d(*plain, None, (2, 1), 1).sum().backward()
+    error = tensors[wanted].grad.double() - plain[wanted].grad
+    assert error.norm() < 0.02 * plain[wanted].grad.norm()

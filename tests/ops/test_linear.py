@@ -221,3 +221,18 @@ def test_another_class_of_tensor_keeps_its_own_linear_layer(index, isa):
     arguments = [x, weight]
     arguments[index] = arguments[index].as_subclass(Doubled)
     assert torch.equal(linear(*arguments), 2 * F.linear(x, weight))
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_what_the_other_gradient_is_made_of_is_saved(wanted):
+    tensors = [torch.randn(5, 8).bfloat16(), torch.randn(6, 8).bfloat16()]
+    tensors[wanted].requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        y = _OPERATOR(*tensors)
+    assert saved == [tensors[1 - wanted].data_ptr()]
+    y.float().sum().backward()
+    plain = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    F.linear(*plain).sum().backward()
+    error = tensors[wanted].grad.double() - plain[wanted].grad
+    assert error.norm() < 0.02 * plain[wanted].grad.norm()

@@ -192,7 +192,11 @@ def _fake(
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     defaults = (None, None, None, None, None, (1, 1), (0, 0), (1, 1), 1, False)
     x, weight, bias, add, residual, *ctx.geometry, ctx.silu = (*inputs, *defaults[len(inputs) :])
-    ctx.save_for_backward(x, weight, *((bias, add, residual) if ctx.silu else (None, None, None)))
+    # Where nothing is computed again, the gradient of the input is made of the weight alone.
+    is_input_needed = ctx.silu or ctx.needs_input_grad[1]
+    ctx.shape, ctx.dtype = x.shape, x.dtype
+    saved = (bias, add, residual) if ctx.silu else (None, None, None)
+    ctx.save_for_backward(x if is_input_needed else None, weight, *saved)
     ctx.arguments = len(inputs)
 
 
@@ -200,7 +204,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Give the gradients in differentiable functions, in float32 at least, where 16 bits are not slow."""
     x, weight, bias, add, residual = ctx.saved_tensors
     stride, padding, dilation, groups = ctx.geometry
-    dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    dtype, wide = ctx.dtype, torch.promote_types(ctx.dtype, torch.float32)
+    x = grad.new_empty(1, dtype=dtype).expand(ctx.shape) if x is None else x  # only its shape is read
     needs_x, needs_weight, *needs_others = [*ctx.needs_input_grad, False, False, False]
     needs_bias, needs_add, needs_residual = needs_others[:3]
     with torch.autocast(grad.device.type, enabled=False):  # what was saved has been cast already

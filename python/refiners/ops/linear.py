@@ -86,7 +86,8 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, *_ = inputs
-    ctx.save_for_backward(x, weight)
+    needs_x, needs_weight, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)  # each is for the other's gradient
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import refiners.fluxion.layers as fl
@@ -286,3 +287,12 @@ def test_a_failure_deep_in_a_large_tree_takes_few_lines() -> None:
 def test_a_long_argument_is_shown_in_part() -> None:
     described = fl.Chain._pretty_print_args([0] * 1000, "one\ntwo", "")
     assert [len(line) for line in described.splitlines()] == [len("0: ") + 303, len("1: one..."), len("2: ")]
+
+
+def test_a_checkpoint_ends_a_call_early_without_an_error() -> None:
+    chain = fl.Chain(fl.Linear(3, 3), fl.Chain(fl.GeLU(), fl.Linear(3, 3)), fl.ReLU())
+    x = torch.randn(2, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(chain(x).sum(), x)
+    # The second call stops where all that was saved is there again: before the end of the chain.
+    y = torch.utils.checkpoint.checkpoint(chain, x, use_reentrant=False)
+    assert torch.equal(*torch.autograd.grad(y.sum(), x), expected)

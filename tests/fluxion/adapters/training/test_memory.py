@@ -85,3 +85,28 @@ def test_the_next_layer_alone_saves_what_a_frozen_layer_returns() -> None:
         chain(x).sum().backward()
     assert saved.bytes <= ROWS * 80 * 4 + 3 * 4  # the input of the second layer, and scales
     assert all(parameter.grad is not None for parameter in loras.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_frozen_layer_without_an_update_saves_nothing(dtype: torch.dtype) -> None:
+    linear = fl.Chain(fl.Linear(96, 80, dtype=dtype), fl.Linear(80, 64, dtype=dtype))
+    convolution = fl.Chain(
+        fl.Conv2d(16, 20, kernel_size=3, padding=1, dtype=dtype), fl.Conv2d(20, 24, kernel_size=3, dtype=dtype)
+    )
+    for chain, x in ((linear, torch.randn(ROWS, 96, dtype=dtype)), (convolution, torch.randn(2, 16, 9, 9).to(dtype))):
+        first = type(chain[0]).__name__ + "_1"
+        loras = add_trainable_loras("style", chain, rank=RANK, paths=first)
+        with Saved(x, *chain.parameters()) as saved:
+            y = chain(x)
+        inner = chain[0](x)
+        assert saved.bytes < inner.nbytes / 2
+        y.float().square().sum().backward()
+        up = loras.parameters()[1]
+        assert up.grad is not None and up.grad.any()
+        once = up.grad.clone()
+        weight = chain[1].weight.double()
+        layer = torch.nn.functional.linear if chain is linear else torch.nn.functional.conv2d
+        wide = inner.detach().double().requires_grad_()
+        layer(wide, weight, chain[1].bias.double()).square().sum().backward()
+        inner.backward(wide.grad.to(dtype))  # the gradients again, by the formula of the second layer
+        assert (up.grad - 2 * once).norm() < 0.02 * once.norm()

@@ -173,7 +173,7 @@ def test_a_state_that_does_not_fit_is_not_loaded(model: fl.Chain, x: Tensor, ran
     with pytest.raises(ValueError, match="nothing was loaded") as caught:
         loras.load_state_dict(state)
     for line in (
-        "tensors: 8 problems",
+        "tensors do not fit (8), nothing was loaded:",
         f"{key}.down is missing",
         "other is not expected",
         rf"{key}.up must have shape (6, 2), got (6, 3)",

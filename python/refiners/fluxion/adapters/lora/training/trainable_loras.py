@@ -123,10 +123,8 @@ class TrainableLoras:
             elif key.endswith(".alpha") and own[key].item() != tensors[key].item():
                 problems.append(f"{key} must be {own[key].item()}, got {tensors[key].item()}")
         if problems:
-            more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise ValueError(
-                f"tensors: {len(problems)} problems, nothing was loaded:\n  " + "\n  ".join(problems[:10]) + more
-            )
+            lines = "\n  ".join([*problems[:10], *([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])])
+            raise ValueError(f"tensors do not fit ({len(problems)}), nothing was loaded:\n  {lines}")
         for key, tensor in own.items():
             if not key.endswith(".alpha"):
                 tensor.copy_(tensors[key])
