@@ -22,7 +22,7 @@ from refiners.conversion.tensor_info import TensorInfo
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _CHUNK = 1 << 20  # bytes that are cast at a time: they stay in the caches
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -39,6 +39,7 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+"""The names of dtypes in headers."""
 
 
 class SafetensorsFile:
@@ -96,9 +97,9 @@ class SafetensorsFile:
                 raise ValueError("a size is negative")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.path}: the header has no dtype, shape and place of {key!r}") from error
-        if not isinstance(name, str) or name not in _DTYPES:
-            raise ValueError(f"{self.path}: {key!r} is of the dtype {name}, expected one of {', '.join(_DTYPES)}")
-        dtype = _DTYPES[name]
+        if not isinstance(name, str) or name not in DTYPES:
+            raise ValueError(f"{self.path}: {key!r} is of the dtype {name}, expected one of {', '.join(DTYPES)}")
+        dtype = DTYPES[name]
         if not 0 <= begin <= end or end - begin != shape.numel() * dtype.itemsize:
             raise ValueError(f"{self.path}: {key!r} of shape {tuple(shape)} and {name} has {end - begin} bytes")
         if self._start + end > size:

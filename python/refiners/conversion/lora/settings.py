@@ -11,7 +11,7 @@ from typing import Any, cast
 
 Config = Mapping[str, Any]
 
-_METADATA = "lora_adapter_metadata"  # where diffusers writes the configuration of each network
+METADATA = "lora_adapter_metadata"  # where diffusers writes the configuration of each network
 _FILE = "adapter_config.json"  # where PEFT writes that of the only one
 
 
@@ -37,8 +37,8 @@ class LoraSettings:
             ValueError: If a configuration is no JSON object.
         """
         configs: dict[str, dict[str, Any]] = {}
-        if _METADATA in metadata:
-            for key, value in _read(metadata[_METADATA], f"{path}: {_METADATA}").items():
+        if METADATA in metadata:
+            for key, value in _read(metadata[METADATA], f"{path}: {METADATA}").items():
                 network, _, name = key.rpartition(".")
                 configs.setdefault(network, {})[name] = value
         file = (path if path.is_dir() else path.parent) / _FILE
