@@ -154,8 +154,10 @@ def _peft_settings(updates: Iterable[LayerPieces]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     is_expected = True
     for network, group in by_network.items():
-        ranks = {each.layer.name: each.rank for each in group}
-        alphas = {each.layer.name: _plain(each.alpha) for each in group}
+        # Versions of transformers differ in whether this is a part of the names; PEFT compares ends of names.
+        names = [each.layer.name.removeprefix("text_model.") for each in group]
+        ranks = {name: each.rank for name, each in zip(names, group)}
+        alphas = {name: _plain(each.alpha) for name, each in zip(names, group)}
         rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
         is_expected &= set(ranks.values()) == set(alphas.values()) == {rank}
         config = {
