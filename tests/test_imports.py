@@ -30,6 +30,7 @@ ORDER = [
     "refiners.demo",
     "refiners.generate",
     "refiners.inspect",
+    "refiners.lora",
     "refiners.doctor",
     "refiners.bench",
     "refiners.cli",

@@ -11,6 +11,7 @@ from refiners import __version__
 COMMANDS = {
     "generate": "make images from a prompt and a checkpoint",
     "inspect": "say what a file of weights or of a LoRA holds",
+    "lora": "convert, extract, resize and compose LoRA files",
     "doctor": "say what is installed and which path each operator takes, and why",
     "bench": "measure the operators against what they replace",
     "demo": "adapt a small diffusion model with LoRAs, and write the pictures",

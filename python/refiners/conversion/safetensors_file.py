@@ -24,7 +24,7 @@ _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _CHUNK = 1 << 20  # bytes that are cast at a time: they stay in the caches
 _MOST_DIMENSIONS = 64  # that loops of torch have
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -41,6 +41,7 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+"""The names of dtypes in headers."""
 
 
 class SafetensorsFile:
@@ -111,10 +112,10 @@ class SafetensorsFile:
                 raise ValueError("there are too many sizes, or one is no size")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: the header has no dtype, shape and place of {shown}") from error
-        if not isinstance(name, str) or name not in _DTYPES:
+        if not isinstance(name, str) or name not in DTYPES:
             kind = printable(str(name))
-            raise ValueError(f"{self.path}: {shown} is of the dtype {kind}, expected one of {', '.join(_DTYPES)}")
-        dtype = _DTYPES[name]
+            raise ValueError(f"{self.path}: {shown} is of the dtype {kind}, expected one of {', '.join(DTYPES)}")
+        dtype = DTYPES[name]
         if not 0 <= begin <= end or end - begin != math.prod(shape) * dtype.itemsize:  # `numel` of it may overflow
             raise ValueError(f"{self.path}: {shown} of shape {tuple(shape)} and {name} has {end - begin} bytes")
         if self._start + end > size:

@@ -43,7 +43,7 @@ _ALIASES = (  # of old files of diffusers, which adapted attention as a whole
     ("_to_out_0", "_to_out"),
     *((f"_self_attn_{part}_proj", f"_self_attn_to_{part}") for part in ("q", "k", "v", "out")),
 )
-_ROOTS: dict[Component, str] = {
+ROOTS: dict[Component, str] = {
     "unet_sd1": "SD1UNet",
     "unet_sdxl": "SDXLUNet",
     "clip_text": "CLIPTextEncoderL",
@@ -59,11 +59,13 @@ class Known(NamedTuple):
         part: The network.
         path: Our name of the layer in it; empty for a layer that ours does without.
         library: Whose name it is.
+        published: For a layer that ours does without, the network and the name that diffusers has for it.
     """
 
     part: Part
     path: str
     library: Library | Literal[""]
+    published: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class LayerNames:
         self.roots: dict[Part, list[str]] = {}
         self.layers: dict[Part, list[str]] = {}
         for part, network in networks.items():
-            roots = [network.root] + ([_ROOTS[network.component]] if network.component in _ROOTS else [])
+            roots = [network.root] + ([ROOTS[network.component]] if network.component in ROOTS else [])
             self.roots[part] = [root for root in dict.fromkeys(roots) if root]
             own = {_written(path): Known(part, path, "refiners") for path in network.shapes or ()}
             tables: Mapping[str, Mapping[str, Known]] = {part: own}
@@ -132,15 +134,17 @@ def _written(name: str) -> str:
 def _tables(part: Part, component: Component, layout: Any) -> Mapping[str, Mapping[str, Known]]:
     """Write down all names of the layers of a network, those of each text encoder apart."""
     ours = [name.layer for name in our_format(component).names(layout)]
+    unused = [_split_submodel(part, name) for name in _unused(_published_format(part, component), layout)]
     tables: dict[str, dict[str, Known]] = {"unet": {}} if part == "unet" else {"text_encoder": {}, "text_encoder_2": {}}
     for each in formats_of(component):
         theirs = zip(ours, each.names(layout), strict=True)
         # Where one tensor holds several layers of ours, no update of it is one of theirs.
-        named = [(path, name.layer) for path, name in theirs if name.part is None]
-        for path, name in (*named, *(("", name) for name in _unused(each, layout))):
+        named = [(path, name.layer, None) for path, name in theirs if name.part is None]
+        rest = [("", name, published) for name, published in zip(_unused(each, layout), unused)]
+        for path, name, published in (*named, *rest):
             submodel, inner = _split_submodel(part, name)
             for key in _spellings(_written(inner)):
-                tables[submodel].setdefault(key, Known(part, path, each.library))
+                tables[submodel].setdefault(key, Known(part, path, each.library, published))
     return tables
 
 
@@ -152,11 +156,15 @@ def published_names(part: Part, network: Network) -> dict[str, tuple[str, str]]:
     """
     if network.component is None:
         return {}
-    library = "diffusers" if part == "unet" else "transformers"
-    theirs = next(each for each in formats_of(network.component) if each.library == library)
+    theirs = _published_format(part, network.component)
     ours = [name.layer for name in our_format(network.component).names(network.layout)]
     named = zip(ours, theirs.names(network.layout), strict=True)
     return {path: _split_submodel(part, name.layer) for path, name in named}
+
+
+def _published_format(part: Part, component: Component) -> Format:
+    library = "diffusers" if part == "unet" else "transformers"
+    return next(each for each in formats_of(component) if each.library == library)
 
 
 def _unused(each: Format, layout: Any) -> Iterator[str]:

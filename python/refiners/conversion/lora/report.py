@@ -151,7 +151,7 @@ def _report(
         family, networks = targets_in(checkpoint)
         plan = plan_lora(source, networks, settings)
     else:
-        family, plan = _guess(source, settings)
+        family, plan = guess(source, settings)
     said = {name: metadata[name] for name in _SAID if metadata.get(name)}
     return LoraReport(source.label, _format(plan), family, model is not None or checkpoint is not None, plan, said)
 
@@ -160,13 +160,14 @@ def _family_of(unet: Network) -> Family | None:
     return {"unet_sd1": "sd1", "unet_sdxl": "sdxl"}.get(unet.component or "")  # pyright: ignore[reportReturnType]
 
 
-def _guess(source: TensorSource, settings: LoraSettings) -> tuple[Family | None, LoraPlan]:
+def guess(source: TensorSource, settings: LoraSettings) -> tuple[Family | None, LoraPlan]:
     """Compare with the names of the published models; where both have them, sizes tell."""
     split = split_keys(source.infos)
     named: dict[Family, int] = {}
     for family, networks in PUBLISHED.items():
         names = LayerNames(networks)
-        named[family] = sum(bool(names.find(entry.name)) for entry in split[0])
+        roots = {root for each in names.roots.values() for root in each}  # with which our own names begin
+        named[family] = sum(entry.name.partition(".")[0] in roots or bool(names.find(entry.name)) for entry in split[0])
     best = max(named, key=lambda family: named[family])
     plan = plan_lora(source, PUBLISHED[best], settings, split=split)
     dims: set[Family | None] = {

@@ -15,7 +15,7 @@ from refiners.fluxion.printable import printable
 
 Config = Mapping[str, Any]
 
-_METADATA = "lora_adapter_metadata"  # where diffusers writes the configuration of each network
+METADATA = "lora_adapter_metadata"  # where diffusers writes the configuration of each network
 _FILE = "adapter_config.json"  # where PEFT writes that of the only one
 _NUMBERS = ("lora_alpha", "alpha", "r")
 
@@ -61,7 +61,7 @@ class LoraSettings:
             ValueError: If a configuration is no JSON object, or a number in it is none.
         """
         configs = _of_metadata(path, metadata)
-        labels = dict.fromkeys(configs, f"{path}: {_METADATA}")
+        labels = dict.fromkeys(configs, f"{path}: {METADATA}")
         file = (path if path.is_dir() else path.parent) / _FILE
         if file.is_file() and (path.is_dir() or path.stem.startswith("adapter_model")):
             configs[""], labels[""] = _read(file.read_bytes(), str(file)), str(file)
@@ -98,8 +98,8 @@ class LoraSettings:
 
 def _of_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Config]:
     configs: dict[str, dict[str, Any]] = {}
-    if _METADATA in metadata:
-        for key, value in _read(metadata[_METADATA], f"{path}: {_METADATA}").items():
+    if METADATA in metadata:
+        for key, value in _read(metadata[METADATA], f"{path}: {METADATA}").items():
             network, _, name = key.rpartition(".")
             configs.setdefault(network, {})[name] = value
     return configs

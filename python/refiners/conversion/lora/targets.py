@@ -20,7 +20,7 @@ from refiners.fluxion.adapters.lora.places import Place, find_places
 from refiners.fluxion.layers import Chain
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 
-_COMPONENTS: Mapping[Part, tuple[Component, ...]] = {
+COMPONENTS: Mapping[Part, tuple[Component, ...]] = {
     "unet": ("unet_sd1", "unet_sdxl"),
     "text_encoder": ("clip_text", "double_text_encoder"),
 }
@@ -92,7 +92,7 @@ def _paths(component: Component, layout: Any) -> Set[str]:
 def _network(part: Part, root: Chain, places: Mapping[str, Place]) -> Network:
     shapes = {path: place.layer.weight.shape for path, place in places.items()}
     keys = {f"{path}.weight": shape for path, shape in shapes.items()}
-    for component in _COMPONENTS[part]:
+    for component in COMPONENTS[part]:
         layout = our_format(component).layout(keys)
         if layout is not None:
             return Network(component, layout, shapes, type(root).__name__)
@@ -112,7 +112,7 @@ def targets_in(path: Path | str) -> tuple[Family | None, Networks]:
     finally:
         opened.close()
     networks: dict[Part, Network] = {}
-    for part, components in _COMPONENTS.items():
+    for part, components in COMPONENTS.items():
         for component in components:
             if component in found:
                 networks[part] = Network(component, found[component].layout, _weights(found[component].shapes))

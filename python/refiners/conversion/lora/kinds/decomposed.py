@@ -47,7 +47,7 @@ class Decomposed(Kind):
             return problem
         if _ANY in shapes and _ROWS in shapes:
             return "there must be one tensor of magnitudes"
-        if shape is not None and _is_of_inputs(shapes, shape) is None:
+        if shape is not None and is_of_inputs(shapes, shape) is None:
             return f"there must be one magnitude for each row or column of the weight, which is {tuple(shape)}"
         if len(shapes.get("up", ())) == 4 and shapes["up"][2:] != (1, 1):
             return "the second convolution must be of 1×1"
@@ -60,7 +60,7 @@ class Decomposed(Kind):
         assert isinstance(layer, (Linear, Conv2d))
         rest = {role: tensor for role, tensor in tensors.items() if role not in (_ANY, _ROWS)}
         magnitude = tensors[_ANY if _ANY in tensors else _ROWS].flatten()
-        of_inputs = _is_of_inputs({role: tensor.shape for role, tensor in tensors.items()}, layer.weight.shape)
+        of_inputs = is_of_inputs({role: tensor.shape for role, tensor in tensors.items()}, layer.weight.shape)
         return WeightUpdate(name, layer, Decomposition(_factors(rest, layer), magnitude, bool(of_inputs)))
 
 
@@ -78,7 +78,7 @@ def _factors(tensors: Mapping[Role, Tensor], layer: Linear | Conv2d) -> WeightFa
     return LowRankFactors(layer, down.reshape(down.shape[0], *layer.weight.shape[1:]), up)
 
 
-def _is_of_inputs(shapes: Mapping[Role, Size], weight: Size) -> bool | None:
+def is_of_inputs(shapes: Mapping[Role, Size], weight: Size) -> bool | None:
     """Tell the lengths of the columns of a weight from those of its rows; `None` if they are neither."""
     magnitude = shapes[_ANY if _ANY in shapes else _ROWS]
     count = magnitude.numel()
