@@ -121,3 +121,10 @@ def test_the_input_is_saved_for_the_gradient_of_the_weight_alone(wanted):
     F.conv2d(*plain, None, (2, 1), 1).sum().backward()
     error = tensors[wanted].grad.double() - plain[wanted].grad
     assert error.norm() < 0.02 * plain[wanted].grad.norm()
+
+
+def test_behind_a_silu_the_input_of_a_frozen_convolution_is_needed_too():
+    x, weight = torch.randn(2, 4, 7, 6, requires_grad=True), torch.randn(5, 4, 3, 3)
+    (grad,) = torch.autograd.grad(_OPERATOR(x, weight, silu=True).sum(), x)
+    (expected,) = torch.autograd.grad(F.silu(F.conv2d(x, weight)).sum(), x)
+    assert relative_error(grad, expected.double()) < 1e-6

@@ -194,7 +194,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
     x, weight, bias, add, residual, *ctx.geometry, ctx.silu = (*inputs, *defaults[len(inputs) :])
     # Where nothing is computed again, the gradient of the input is made of the weight alone.
     is_input_needed = ctx.silu or ctx.needs_input_grad[1]
-    ctx.shape, ctx.dtype = x.shape, x.dtype
+    ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
     saved = (bias, add, residual) if ctx.silu else (None, None, None)
     ctx.save_for_backward(x if is_input_needed else None, weight, *saved)
     ctx.arguments = len(inputs)
