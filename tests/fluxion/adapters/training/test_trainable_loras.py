@@ -129,6 +129,8 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "unused pattern": ({"alpha_pattern": {"Lin": 1}}, ValueError, "alpha_pattern: 'Lin' fits none of 5 layers"),
     "no expression": ({"paths": "("}, ValueError, r"paths: '\(' is no regular expression"),
     "no text": ({"paths": [3]}, TypeError, "paths must be regular expressions, got 3"),
+    "no list": ({"paths": 3}, TypeError, "paths must be a pattern or a list of them, got 3"),
+    "one type": ({"layer_types": fl.Linear}, TypeError, "layer_types must be some of Linear and Conv2d"),
     "one text": ({"include": "Head"}, TypeError, "include must be a list of texts, got 'Head'"),
     "layer type": ({"layer_types": [fl.LayerNorm]}, TypeError, "layer_types must be some of Linear and Conv2d"),
     "initialisation": ({"initialisation": "zero"}, ValueError, "initialisation must be one of gaussian, kaiming"),

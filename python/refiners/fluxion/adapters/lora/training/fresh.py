@@ -71,7 +71,8 @@ def add_trainable_loras(
         raise TypeError(f"target must be a chain, got {type(target).__name__}")
     if generator is not None and not isinstance(generator, Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    if not layer_types or not all(isinstance(each, type) and issubclass(each, LAYERS) for each in layer_types):
+    kinds = layer_types if isinstance(layer_types, Sequence) else ()
+    if not kinds or not all(isinstance(each, type) and issubclass(each, LAYERS) for each in kinds):
         raise TypeError(f"layer_types must be some of Linear and Conv2d, or subclasses of them, got {layer_types!r}")
     check_texts("include", include)
     check_texts("exclude", exclude)

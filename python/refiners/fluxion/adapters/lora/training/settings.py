@@ -107,5 +107,9 @@ def _check_alpha(label: str, alpha: Any) -> None:
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str] | None:
-    """Make a list of patterns, which may be one alone."""
-    return [value] if isinstance(value, str) else None if value is None else list(value)
+    """Make a list of patterns, which may be one alone; raise `TypeError` if it is neither."""
+    if value is None or isinstance(value, str):
+        return None if value is None else [value]
+    if not isinstance(value, Sequence):
+        raise TypeError(f"paths must be a pattern or a list of them, got {value!r}")
+    return list(value)
