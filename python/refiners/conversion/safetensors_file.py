@@ -103,10 +103,7 @@ class SafetensorsFile:
     def _check_entry(self, key: str, entry: Any, size: int) -> tuple[TensorInfo, int]:
         shown = f"'{printable(key)}'"
         try:
-            name, sizes, places = entry["dtype"], entry["shape"], entry["data_offsets"]
-            if type(sizes) is not list or type(places) is not list or set(map(type, sizes + places)) - {int}:
-                raise TypeError("no list of whole numbers")
-            shape, (begin, end) = Size(sizes), places
+            name, shape, (begin, end) = entry["dtype"], _sizes(entry["shape"]), _sizes(entry["data_offsets"])
             if len(shape) > _MOST_DIMENSIONS or not all(0 <= size < 2**63 for size in shape):
                 raise ValueError("there are too many sizes, or one is no size")
         except (KeyError, TypeError, ValueError) as error:
@@ -115,11 +112,11 @@ class SafetensorsFile:
             kind = printable(str(name))
             raise ValueError(f"{self.path}: {shown} is of the dtype {kind}, expected one of {', '.join(_DTYPES)}")
         dtype = _DTYPES[name]
-        if not 0 <= begin <= end or end - begin != math.prod(shape) * dtype.itemsize:  # `numel` of it may overflow
-            raise ValueError(f"{self.path}: {shown} of shape {tuple(shape)} and {name} has {end - begin} bytes")
+        if not 0 <= begin <= end or end - begin != math.prod(shape) * dtype.itemsize:  # `Size.numel` may overflow
+            raise ValueError(f"{self.path}: {shown} of shape {shape} and {name} has {end - begin} bytes")
         if self._start + end > size:
             raise ValueError(f"{self.path} is cut off: {shown} ends at byte {self._start + end}, the file at {size}")
-        return TensorInfo(shape, dtype), self._start + begin
+        return TensorInfo(Size(shape), dtype), self._start + begin
 
     def _check_places(self) -> None:
         """Raise if two tensors share bytes: a small file could fill any memory."""
@@ -188,6 +185,13 @@ class SafetensorsFile:
         return torch.frombuffer(self._map, dtype=info.dtype, count=info.shape.numel(), offset=self._places[key]).view(
             info.shape
         )
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    sizes = cast("list[Any]", value)
+    if type(sizes) is not list or set(map(type, sizes)) - {int}:
+        raise TypeError("no list of whole numbers")
+    return tuple(cast("list[int]", sizes))
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
