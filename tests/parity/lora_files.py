@@ -19,7 +19,12 @@ TEXT = r"_proj$|fc[12]$"
 ATTENTION = r"attn[12]\.to_"
 TRANSFORMERS = r"attentions"
 CONVOLUTIONS = r"resnets.*conv|samplers\.0\.conv"
-# Of each file: who writes it, and which layers of each network it has.
+TARGETS = {  # the same for PEFT, as ends of names
+    TEXT: ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+    TRANSFORMERS: ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"],
+}
+# Of each file: who writes it, and which layers of each network it has. diffusers knows the original names of Stable
+# Diffusion XL alone: files for 1.5 have those of diffusers.
 FILES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "kohya": ("ldm", {"unet": TRANSFORMERS, "text_encoder": TEXT, "text_encoder_2": TEXT}),
     "peft": ("peft", {"unet": TRANSFORMERS, "text_encoder": TEXT, "text_encoder_2": TEXT}),
@@ -28,7 +33,7 @@ FILES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "convolutions": ("kohya", {"unet": CONVOLUTIONS}),
 }
 CASES: Mapping[str, Mapping[str, float]] = {
-    "kohya, original names": {"kohya": 1.0},
+    "kohya": {"kohya": 1.0},
     "PEFT": {"peft": 1.0},
     "two of them": {"kohya": 0.7, "peft": -0.4},
     "text encoders alone": {"texts": 1.0},
@@ -68,10 +73,9 @@ def write_files(folder: Path, components: Mapping[str, Mapping[str, Any]]) -> di
                 tensors |= (
                     _kohya(network, name, pair, style, components) if style != "peft" else _peft(network, name, pair)
                 )
-        config = {
-            f"{network}.{key}": value for network in networks for key, value in _config(patterns[network]).items()
-        }
-        said = {"lora_adapter_metadata": json.dumps(config)} if style == "peft" else {}
+        configs = {network: _config(pattern) for network, pattern in networks.items() if style == "peft"}
+        config = {f"{network}.{key}": value for network, each in configs.items() for key, value in each.items()}
+        said = {"lora_adapter_metadata": json.dumps(config)} if config else {}
         written[title] = folder / f"{title}.safetensors"
         save_file(tensors, written[title], {"format": "pt", **said})
     return written
@@ -84,11 +88,11 @@ def _layers(config: Mapping[str, Any], pattern: str) -> Iterator[tuple[str, Any]
 
 
 def _draw(layer: Any, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw a pair that changes a layer by some tenths of what it gives."""
+    """Draw a pair that changes a layer by as much as what it gives."""
     weight = layer.weight
     ones = (1,) * (weight.ndim - 2)
     down = torch.randn(RANK, *weight.shape[1:], generator=generator) / weight[0].numel() ** 0.5
-    return down, torch.randn(weight.shape[0], RANK, *ones, generator=generator) / 8
+    return down, torch.randn(weight.shape[0], RANK, *ones, generator=generator) / 2
 
 
 def _kohya(
@@ -96,7 +100,7 @@ def _kohya(
 ) -> dict[str, Tensor]:
     is_xl = "text_encoder_2" in components
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1" if is_xl else "lora_te", "text_encoder_2": "lora_te2"}
-    spelled = text_name(name) if network != "unet" else ldm(is_xl)(name) if style == "ldm" else name
+    spelled = text_name(name) if network != "unet" else ldm(is_xl)(name) if is_xl and style == "ldm" else name
     key = f"{prefixes[network]}_{spelled.replace('.', '_')}"
     down, up = pair
     return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(ALPHA)}
@@ -108,4 +112,4 @@ def _peft(network: str, name: str, pair: tuple[Tensor, Tensor]) -> dict[str, Ten
 
 
 def _config(pattern: str) -> dict[str, Any]:
-    return {"r": RANK, "lora_alpha": ALPHA, "target_modules": pattern, "peft_type": "LORA"}
+    return {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS[pattern], "peft_type": "LORA"}

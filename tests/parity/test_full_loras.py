@@ -36,7 +36,7 @@ def outputs(model: LatentDiffusionModel) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scale", ["small", FULL])
+@pytest.mark.parametrize("scale", [pytest.param("small", marks=pytest.mark.slow), FULL])
 def test_loras_change_a_model_as_diffusers_does(
     scale: str, kind: str, checkpoints_folder: Path, tmp_path: Path, compare: Callable[..., None]
 ) -> None:
@@ -65,7 +65,7 @@ def test_loras_change_a_model_as_diffusers_does(
             expected, before = theirs[f"{title}: {what}"], theirs[f"{BASE}: {what}"]
             compare(f"{kind} with a LoRA, {title}: {what}", value, expected)
             if (expected - before).norm() > 0:
-                assert (expected - before).norm() > 0.05 * before.norm()
+                assert (expected - before).norm() > 0.2 * before.norm()
                 compare(f"{kind} with a LoRA, {title}: change of {what}", value - base[what], expected - before)
             else:
                 assert torch.equal(value, base[what])

@@ -11,8 +11,8 @@ from typing import Any
 import checkpoints
 import pytest
 import torch
+from lora_files import ldm, text_name
 from safetensors.torch import load_file, save_file
-from single_file import _KEY_MAPS as KEY_MAPS
 from torch import Generator, Tensor, nn
 
 from refiners.foundationals.latent_diffusion import LatentDiffusionModel, StableDiffusion_1, StableDiffusion_XL
@@ -296,25 +296,6 @@ def kohya(pair: Pair) -> Iterator[Kohya]:
     made = Kohya(pair)
     yield made
     made.undo()
-
-
-def ldm(is_xl: bool) -> Callable[[str], str]:
-    """Spell the names of layers as the original implementation does."""
-    ours = KEY_MAPS["convmap_unet_sdxl.diffusers" if is_xl else "convmap_unet_sd15.diffusers"]
-    theirs = {name: key for key, name in KEY_MAPS["sdxl_unet.from_ldm" if is_xl else "sd15_unet.from_ldm"].items()}
-    # The maps are of the full depth, which small models have not.
-    blocks = r"transformer_blocks\.\d+\."
-
-    def spell(name: str) -> str:
-        block = re.search(blocks, name)
-        found = theirs[ours[re.sub(blocks, "transformer_blocks.0.", name)]].removeprefix("model.diffusion_model.")
-        return found.replace("transformer_blocks.0.", block[0]) if block else found
-
-    return spell
-
-
-def text_name(name: str) -> str:
-    return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
 @pytest.mark.parametrize("names, way", [("diffusers", "other"), ("ldm", "same")])

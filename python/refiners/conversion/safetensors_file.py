@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,34 +103,35 @@ class SafetensorsFile:
         return dict(texts)
 
     def _check_entry(self, key: str, entry: Any, size: int) -> tuple[TensorInfo, int]:
-        shown = f"'{printable(key)}'"
         try:
-            name, sizes, places = entry["dtype"], entry["shape"], entry["data_offsets"]
-            if type(sizes) is not list or type(places) is not list or set(map(type, sizes + places)) - {int}:
-                raise TypeError("no list of whole numbers")
-            shape, (begin, end) = Size(sizes), places
-            if len(shape) > _MOST_DIMENSIONS or not all(0 <= size < 2**63 for size in shape):
+            name, shape, (begin, end) = entry["dtype"], _whole_numbers(entry["shape"]), entry["data_offsets"]
+            _whole_numbers(entry["data_offsets"])
+            if len(shape) > _MOST_DIMENSIONS or not 0 <= min(shape, default=0) <= max(shape, default=0) < 2**63:
                 raise ValueError("there are too many sizes, or one is no size")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path}: the header has no dtype, shape and place of {shown}") from error
-        if not isinstance(name, str) or name not in DTYPES:
+            raise ValueError(f"{self.path}: the header has no dtype, shape and place of {_quoted(key)}") from error
+        dtype = DTYPES.get(name) if isinstance(name, str) else None
+        if dtype is None:
             kind = printable(str(name))
-            raise ValueError(f"{self.path}: {shown} is of the dtype {kind}, expected one of {', '.join(DTYPES)}")
-        dtype = DTYPES[name]
-        if not 0 <= begin <= end or end - begin != math.prod(shape) * dtype.itemsize:  # `numel` of it may overflow
-            raise ValueError(f"{self.path}: {shown} of shape {tuple(shape)} and {name} has {end - begin} bytes")
+            raise ValueError(
+                f"{self.path}: {_quoted(key)} is of the dtype {kind}, expected one of {', '.join(DTYPES)}"
+            )
+        if not 0 <= begin <= end or end - begin != math.prod(shape) * dtype.itemsize:  # `Size.numel` may overflow
+            raise ValueError(f"{self.path}: {_quoted(key)} of shape {tuple(shape)} and {name} has {end - begin} bytes")
         if self._start + end > size:
-            raise ValueError(f"{self.path} is cut off: {shown} ends at byte {self._start + end}, the file at {size}")
-        return TensorInfo(shape, dtype), self._start + begin
+            raise ValueError(
+                f"{self.path} is cut off: {_quoted(key)} ends at byte {self._start + end}, the file at {size}"
+            )
+        return TensorInfo(Size(shape), dtype), self._start + begin
 
     def _check_places(self) -> None:
         """Raise if two tensors share bytes: a small file could fill any memory."""
         end, before = 0, ""
-        for begin, key in sorted((begin, key) for key, begin in self._places.items()):
+        for key, begin in sorted(self._places.items(), key=itemgetter(1)):
             info = self.infos[key]
             size = info.shape.numel() * info.dtype.itemsize
             if size and begin < end:
-                raise ValueError(f"{self.path}: '{printable(key)}' overlaps '{printable(before)}'")
+                raise ValueError(f"{self.path}: {_quoted(key)} overlaps {_quoted(before)}")
             if size:
                 end, before = begin + size, key
 
@@ -189,6 +191,20 @@ class SafetensorsFile:
         return torch.frombuffer(self._map, dtype=info.dtype, count=info.shape.numel(), offset=self._places[key]).view(
             info.shape
         )
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    if type(value) is list:
+        for number in cast("list[Any]", value):
+            if type(number) is not int:
+                break
+        else:
+            return cast("list[int]", value)
+    raise TypeError("no list of whole numbers")
+
+
+def _quoted(key: str) -> str:
+    return f"'{printable(key)}'"
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

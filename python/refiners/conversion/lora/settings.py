@@ -44,7 +44,7 @@ class LoraSettings:
             if not isinstance(config.get("use_rslora"), (bool, type(None))):
                 raise ValueError(f"{where}use_rslora must be true or false, got {_shown(config['use_rslora'])}")
             for name in ("rank_pattern", "alpha_pattern"):
-                table = config.get(name) or {}
+                table: Any = config.get(name) or {}
                 if not isinstance(table, Mapping):
                     raise ValueError(f"{where}{name} must be an object, got {_shown(table)}")
                 self._patterns[network, name] = _read_patterns(cast("Config", table), f"{where}{name}")
@@ -102,7 +102,7 @@ def _of_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Config]:
         for key, value in _read(metadata[METADATA], f"{path}: {METADATA}").items():
             network, _, name = key.rpartition(".")
             configs.setdefault(network, {})[name] = value
-    return configs
+    return {**configs}
 
 
 def _read(text: str | bytes, label: str) -> Config:

@@ -161,7 +161,7 @@ class RandomEdits:
     def run(self, steps: int, reference: Reference) -> None:
         """Make some edits, compare at two of them, undo all in a random order, and compare again."""
         edits = [self.add, self.add, self.add_wrong, self.remove, self.scale, self.merge, self.unmerge, self.reload]
-        edits += [self.inject, self.inject, self.eject]
+        edits += [self.merge, self.inject, self.inject, self.eject]
         looked_at = self.rng.sample(range(steps), 2)
         for step in range(steps):
             self.rng.choice(edits)()
@@ -223,11 +223,13 @@ class RandomEdits:
         names = self._some(name for name in self.loras if name not in self.merged)
         if names and self._attempt(f"merge {names}", lambda: self.manager.merge(*names)):
             self.merged |= set(names)
+        self._check_counts()
 
     def unmerge(self) -> None:
         names = self._some(sorted(self.merged))
         if names and self._attempt(f"unmerge {names}", lambda: self.manager.unmerge(*names)):
             self.merged -= set(names)
+        self._check_counts()
 
     def reload(self) -> None:
         names = [name for name in self.loras if name not in self.merged]
@@ -254,6 +256,11 @@ class RandomEdits:
             injected = self.adapters.pop(self.rng.randrange(len(self.adapters)))
             injected.adapter.eject()
             self.done.append(f"eject {type(injected.adapter).__name__} at {injected.place}")
+
+    def _check_counts(self) -> None:
+        """Assert that every update is attached or merged."""
+        counts = {name: len(self.manager.get_loras_by_name(name)) for name in self.loras}
+        assert counts == {name: len(lora.updates) for name, lora in self.loras.items()}, counts
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
