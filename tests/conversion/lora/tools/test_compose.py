@@ -67,12 +67,11 @@ def test_ties_and_dare_are_of_the_scaled_changes(write: Write, tmp_path: Path) -
     compose_loras(files, out, method="ties", density=0.5, rank=4)
     torch.testing.assert_close(product(out), nearest(ties, 4), rtol=1e-4, atol=1e-6)
 
-    only = {file: scale for file, scale in files.items()}
-    for file in only:  # one layer, so that its numbers are drawn first
+    for file in files:  # one layer, so that its numbers are drawn first
         save_to_safetensors(file, {key: value for key, value in load_file(file).items() if key.startswith(f"{LAYER}.")})
     generator = Generator().manual_seed(7)
     dare = sum(torch.where(torch.rand(32, 32, generator=generator) < 0.5, each / 0.5, 0.0) for each in deltas)
-    compose_loras(only, out, method="dare", density=0.5, rank=4, seed=7)
+    compose_loras(files, out, method="dare", density=0.5, rank=4, seed=7)
     torch.testing.assert_close(product(out), nearest(dare, 4), rtol=1e-4, atol=1e-6)
 
 
@@ -97,7 +96,9 @@ def test_differences_stay_whole(write: Write, run: Run, tmp_path: Path) -> None:
 
 def test_kinds_that_are_products(model: StableDiffusion_1, write: Write, run: Run, tmp_path: Path) -> None:
     source, out = tmp_path / "a.safetensors", tmp_path / "c.safetensors"
-    tensors = {f"{LAYER}.hada_w{i}_{j}": torch.randn(32, 4) if j == "a" else torch.randn(4, 32) for i in "12" for j in "ab"}
+    tensors = {
+        f"{LAYER}.hada_w{i}_{j}": torch.randn(32, 4) if j == "a" else torch.randn(4, 32) for i in "12" for j in "ab"
+    }
     conv = "lora_unet_down_blocks_0_resnets_0_conv1"
     tensors |= {f"{conv}.lokr_w1": torch.randn(4, 4), f"{conv}.lokr_w2": torch.randn(8, 8, 3, 3)}
     tensors |= {f"{LAYER}.alpha": torch.tensor(1.0)}
@@ -116,7 +117,9 @@ def test_mistakes(write: Write, tmp_path: Path) -> None:
     source, out = write("a.safetensors"), tmp_path / "c.safetensors"
     other, whole, dora, small = (tmp_path / f"{name}.safetensors" for name in ("xl", "whole", "dora", "small"))
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_9_attn1_to_q"
-    save_to_safetensors(other, {f"{name}.lora_down.weight": torch.ones(2, 8), f"{name}.lora_up.weight": torch.ones(8, 2)})
+    save_to_safetensors(
+        other, {f"{name}.lora_down.weight": torch.ones(2, 8), f"{name}.lora_up.weight": torch.ones(8, 2)}
+    )
     save_to_safetensors(whole, {f"{LAYER}.diff": torch.ones(32, 32)})
     pair = {f"{LAYER}.lora_down.weight": torch.ones(2, 32), f"{LAYER}.lora_up.weight": torch.ones(32, 2)}
     save_to_safetensors(dora, {**pair, f"{LAYER}.dora_scale": torch.ones(32, 1)})
@@ -124,7 +127,10 @@ def test_mistakes(write: Write, tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"files": {}}, "files must hold one file at least"),
         ({"files": {source: float("nan")}}, "the multiplier of .* must be finite, got nan"),
-        ({"files": {source: 1, other: 1}}, "files must be for one model, got .*a.safetensors for sd1 and .*xl.* for sdxl"),
+        (
+            {"files": {source: 1, other: 1}},
+            "files must be for one model, got .*a.safetensors for sd1 and .*xl.* for sdxl",
+        ),
         ({"files": {source: 1, whole: 1}}, "has a whole difference of unet.*to_q, and .* one in factors"),
         ({"files": {source: 1, dora: 1}}, "DoRA depends on the weight: it cannot be merged"),
         ({"files": {source: 1, small: 1}}, r"change a weight of different shapes: \(32, 32\), \(16, 32\)"),

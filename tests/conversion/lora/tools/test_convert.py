@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,9 @@ def test_kinds_that_a_format_has_no_tensors_for(kind: str, write: Write, tmp_pat
     tensors, named = KINDS[kind]
     source, out = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_to_safetensors(source, load_file(write("x.safetensors", r"attn2")) | tensors)
-    with pytest.raises(ValueError) as caught:
+    message = re.escape(f"the format 'diffusers' has no tensors for {named}; such as unet.down_blocks.0")
+    with pytest.raises(ValueError, match=message):
         convert_lora(source, out, format="diffusers")
-    assert f"the format 'diffusers' has no tensors for {named}; such as unet.down_blocks.0" in str(caught.value)
     assert not out.exists()
     written = convert_lora(source, out, format="diffusers", partial=True)
     assert len(written.left_out) == 1 and len(written.layers) == 64
@@ -156,7 +157,9 @@ def test_layers_that_ours_do_without(format: Any, tmp_path: Path) -> None:
 def test_mistakes(model: StableDiffusion_1, write: Write, tmp_path: Path) -> None:
     source, out = write("a.safetensors"), tmp_path / "b.safetensors"
     middle = write("middle.safetensors", r"mid_block.*proj_in")
-    save_to_safetensors(tmp_path / "wrong.safetensors", {**load_file(source), f"{LAYER}.oft_blocks": torch.ones(2, 2, 2)})
+    save_to_safetensors(
+        tmp_path / "wrong.safetensors", {**load_file(source), f"{LAYER}.oft_blocks": torch.ones(2, 2, 2)}
+    )
     cases: list[tuple[dict[str, Any], str]] = [
         ({"format": "comfy"}, "format must be one of kohya, diffusers, refiners, got 'comfy'"),
         ({"destination": tmp_path / "b.pt"}, "destination must end in .safetensors"),

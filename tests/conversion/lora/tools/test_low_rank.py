@@ -44,7 +44,7 @@ def test_a_product_is_truncated_as_its_matrix(rank: int, sizes: tuple[int, int, 
     [(None, 0.5, 1), (None, 0.9, 2), (None, 0.91, 3), (None, 1.0, 3), (2, 1.0, 2), (4, 0.6, 1), (2, None, 2)],
 )
 def test_as_low_a_rank_as_keeps_the_energy(rank: int | None, energy: float | None, expected: int) -> None:
-    values = torch.tensor([60.0, 30.0, 10.0, 0.0]).sqrt()  # shares of 0.6, 0.9, 1 and 1
+    values = torch.tensor([60.0, 30.0, 10.0, 0.0], dtype=torch.float64).sqrt()  # shares of 0.6, 0.9, 1 and 1
     assert Bound(rank, energy).of(values)[0] == expected
 
 
