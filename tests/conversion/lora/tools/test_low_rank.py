@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refiners.conversion.lora.tools.low_rank import Bound, Truncated, truncate, truncate_product
 
-SHAPES = [(12, 20), (20, 12), (16, 16), (1, 9), (9, 1)]
+SHAPES = [(12, 20), (20, 12), (16, 16), (6, 40), (40, 6), (1, 9), (9, 1)]
 
 
 def error_of(matrix: Tensor, found: Truncated) -> float:
