@@ -90,9 +90,10 @@ def check_command(command: str, where: str) -> None:
                 name, is_variable, _ = word.partition("=")
                 pattern = rf"^{name} [?:]?=" if is_variable else rf"^{name}:.*##"
                 assert re.search(pattern, makefile, re.MULTILINE), f"{where}: make knows no {name}"
+        case ["python", "-m", "refiners", "lora", action, *rest]:
+            check_options(rest, ("lora", action), where)
         case ["python", "-m", "refiners", subcommand, *rest]:
-            for option in (word for word in rest if word.startswith("-")):
-                assert re.search(rf"(^|[\s,[]){option}\b", help_of(subcommand)), f"{where}: no {option} in {subcommand}"
+            check_options(rest, (subcommand,), where)
         case ["python" | "bash", script, *_]:
             assert (ROOT / script).is_file(), f"{where}: no file {script}"
         case ["pip", "install", *rest]:
@@ -104,10 +105,17 @@ def check_command(command: str, where: str) -> None:
             raise AssertionError(f"{where}: nothing checks the command '{command}'")
 
 
+def check_options(words: list[str], subcommand: tuple[str, ...], where: str) -> None:
+    """Assert that a subcommand has the options among some words."""
+    for option in (word for word in words if word.startswith("-")):
+        known = re.search(rf"(^|[\s,[]){option}\b", help_of(subcommand))
+        assert known, f"{where}: no {option} in {' '.join(subcommand)}"
+
+
 @lru_cache
-def help_of(subcommand: str) -> str:
+def help_of(subcommand: tuple[str, ...]) -> str:
     """Give the help of a subcommand; it must have one."""
-    command = [sys.executable, "-m", "refiners", subcommand, "--help"]
+    command = [sys.executable, "-m", "refiners", *subcommand, "--help"]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 
@@ -164,6 +172,7 @@ def fenced(*blocks: str) -> str:
         (fenced("console\n$ make tset"), "make knows no tset"),
         (fenced("console\n$ make test TROCH=1"), "make knows no TROCH"),
         (fenced("console\n$ python -m refiners doctor --sede 1"), "no --sede in doctor"),
+        (fenced("console\n$ python -m refiners lora resize a --seed 1"), "no --seed in lora resize"),
         (fenced("console\n$ python examples/absent.py"), "no file examples/absent.py"),
         (fenced("console\n$ pip install 'refiners[tset]'"), "no extra tset"),
         (fenced("console\n$ rm -rf /"), "nothing checks the command"),

@@ -40,7 +40,7 @@ def style(model: StableDiffusion_1) -> dict[str, Tensor]:
     return draw(model, r"attn1|conv1|proj_in")
 
 
-@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "refiners"])
 def test_the_same_tensors_come_back(
     format: str, manager: SDLoraManager, style: dict[str, Tensor], tmp_path: Path
 ) -> None:

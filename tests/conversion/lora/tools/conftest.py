@@ -54,7 +54,7 @@ def run(model: StableDiffusion_1, manager: SDLoraManager) -> Run:
 
 @pytest.fixture
 def write(model: StableDiffusion_1, tmp_path: Path) -> Callable[..., Path]:
-    """Write a file as kohya does, of the layers whose names a pattern matches; numbers as small as those of training."""
+    """Write a file as kohya does, of the layers whose names a pattern matches, with small numbers."""
 
     def write_file(name: str, pattern: str = r"attn1|conv1|proj_in", rank: int = 2, seed: int = 0) -> Path:
         tensors = draw(model, pattern, rank, seed)

@@ -67,12 +67,11 @@ def test_ties_and_dare_are_of_the_scaled_changes(write: Write, tmp_path: Path) -
     compose_loras(files, out, method="ties", density=0.5, rank=4)
     torch.testing.assert_close(product(out), nearest(ties, 4), rtol=1e-4, atol=1e-6)
 
-    only = {file: scale for file, scale in files.items()}
-    for file in only:  # one layer, so that its numbers are drawn first
+    for file in files:  # one layer, so that its numbers are drawn first
         save_to_safetensors(file, {key: value for key, value in load_file(file).items() if key.startswith(f"{LAYER}.")})
     generator = Generator().manual_seed(7)
     dare = sum(torch.where(torch.rand(32, 32, generator=generator) < 0.5, each / 0.5, 0.0) for each in deltas)
-    compose_loras(only, out, method="dare", density=0.5, rank=4, seed=7)
+    compose_loras(files, out, method="dare", density=0.5, rank=4, seed=7)
     torch.testing.assert_close(product(out), nearest(dare, 4), rtol=1e-4, atol=1e-6)
 
 

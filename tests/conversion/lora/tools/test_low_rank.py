@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refiners.conversion.lora.tools.low_rank import Bound, Truncated, truncate, truncate_product
 
-SHAPES = [(12, 20), (20, 12), (16, 16), (1, 9), (9, 1)]
+SHAPES = [(12, 20), (20, 12), (16, 16), (6, 40), (40, 6), (1, 9), (9, 1)]
 
 
 def error_of(matrix: Tensor, found: Truncated) -> float:
@@ -44,7 +44,7 @@ def test_a_product_is_truncated_as_its_matrix(rank: int, sizes: tuple[int, int, 
     [(None, 0.5, 1), (None, 0.9, 2), (None, 0.91, 3), (None, 1.0, 3), (2, 1.0, 2), (4, 0.6, 1), (2, None, 2)],
 )
 def test_as_low_a_rank_as_keeps_the_energy(rank: int | None, energy: float | None, expected: int) -> None:
-    values = torch.tensor([60.0, 30.0, 10.0, 0.0]).sqrt()  # shares of 0.6, 0.9, 1 and 1
+    values = torch.tensor([60.0, 30.0, 10.0, 0.0], dtype=torch.float64).sqrt()  # shares of 0.6, 0.9, 1 and 1
     assert Bound(rank, energy).of(values)[0] == expected
 
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_LONG = 2  # the ratio of sides from which on a matrix is made square first
+
 
 class Truncated(NamedTuple):
     """A matrix of low rank, `up · down`.
@@ -80,6 +82,14 @@ def truncate(matrix: Float[Tensor, "out_features in_features"], bound: Bound) ->
         matrix: The matrix, in float32 or float64.
         bound: Which rank.
     """
+    height, width = matrix.shape
+    if height > _LONG * width:
+        flat = truncate(matrix.T, bound)
+        return Truncated(flat.up.T, flat.down.T, flat.kept)
+    if width > _LONG * height:  # a decomposition of a square matrix takes much less time than one of a long one
+        rows, square = cast("tuple[Tensor, Tensor]", torch.linalg.qr(matrix.T))
+        core = truncate(square.T, bound)
+        return Truncated(core.down @ rows.T, core.up, core.kept)
     left, values, right = cast("tuple[Tensor, Tensor, Tensor]", torch.linalg.svd(matrix, full_matrices=False))
     rank, kept = bound.of(values)
     roots = values[:rank].sqrt()

@@ -37,7 +37,7 @@ def merge_ties(deltas: Sequence[Float[Tensor, "*shape"]], density: float) -> Flo
     sign = torch.stack(trimmed).sum(dim=0).sign()
     total, count = torch.zeros_like(sign), torch.zeros_like(sign)
     for delta in trimmed:
-        agrees = (delta.sign() == sign) & (sign != 0)
+        agrees = delta.sign() == sign  # where the sum is zero, only zeros do
         total += delta.where(agrees, torch.zeros_like(delta))
         count += agrees
     return total / count.clamp_min(1)
