@@ -113,9 +113,7 @@ class SafetensorsFile:
         dtype = DTYPES.get(name) if isinstance(name, str) else None
         if dtype is None:
             kind = printable(str(name))
-            raise ValueError(
-                f"{self.path}: {_quoted(key)} is of the dtype {kind}, expected one of {', '.join(DTYPES)}"
-            )
+            raise ValueError(f"{self.path}: {_quoted(key)} is of the dtype {kind}, expected one of {', '.join(DTYPES)}")
         if not 0 <= begin <= end or end - begin != math.prod(shape) * dtype.itemsize:  # `Size.numel` may overflow
             raise ValueError(f"{self.path}: {_quoted(key)} of shape {tuple(shape)} and {name} has {end - begin} bytes")
         if self._start + end > size:
