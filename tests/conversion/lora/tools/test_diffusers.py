@@ -19,6 +19,8 @@ from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 
 Compare = Callable[..., None]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
