@@ -11,6 +11,7 @@ ISAS = ("portable", "avx2", "avx512", "amx")  # in the order of enum CpuIsa, csr
 OPERATORS = ("attention", "conv2d", "geglu", "group_norm", "linear", "lora_linear", "weighted_sum")
 _PREFIX = "REFINERS_"
 VARIABLES = (  # all that anything of this project reads: the library, its build, its tests
+    "REFINERS_ALL_CASES",
     "REFINERS_BUILD_CUDA",
     "REFINERS_BUILD_NATIVE",
     "REFINERS_CACHE_MIB",

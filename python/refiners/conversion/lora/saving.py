@@ -64,7 +64,7 @@ def save_lora(
     found = list(_find(model, targets, name, format))
     if not found:
         raise ValueError(f"no updates of the name {name!r} are attached to the model")
-    updates = [_pieces(layer, update, name) for layer, update in found]
+    updates = [_pieces(layer, update, name, format) for layer, update in found]
     for update in updates:
         if fit_pieces(update, format) is None:
             raise ValueError(f"{name}: {update.layer.name}: the format {format!r} has no tensors for {update.title}")
@@ -89,15 +89,16 @@ def _find(
                 yield layer, update
 
 
-def _pieces(layer: Layer, update: LayerUpdate, name: str) -> LayerPieces:
+def _pieces(layer: Layer, update: LayerUpdate, name: str, format: LoraFormat) -> LayerPieces:
     """Give the tensors of an update by what they are for in files."""
     if isinstance(update, Lora):
-        down, up = update.factors()
+        says_alpha = format == "kohya"  # other formats have it in texts, which few programs read
+        down, up = update.factors() if says_alpha else update.scaled_factors()
         if up.shape[2:] not in ((), (1, 1)):
             raise ValueError(
                 f"{name}: {layer.name}: the second of two convolutions must be of 1×1 in a file, got {tuple(up.shape)}"
             )
-        return _made(layer, "LoRA", {"down": down, "up": up}, down.shape[0], update.multiplier)
+        return _made(layer, "LoRA", {"down": down, "up": up}, down.shape[0], update.multiplier if says_alpha else 1.0)
     assert isinstance(update, WeightUpdate)
     return _made(layer, type(update.change).__name__, *_tensors(update.change))
 
