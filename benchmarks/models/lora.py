@@ -99,10 +99,6 @@ def attaching(folder: Path, rounds: int) -> dict[str, Any]:
         manager.remove_loras("a")
         manager.load("a", paths[1])
 
-    before = resident()
-    manager.load("a", paths[0])
-    memory = resident() - before  # of the first one: later ones find memory that was given back
-
     def begin() -> None:
         manager.remove_all()
         manager.load("a", paths[0])
@@ -121,7 +117,7 @@ def attaching(folder: Path, rounds: int) -> dict[str, Any]:
     }
     times = {name: timed(before, run, rounds) for name, (before, run) in cases.items()}
     size = paths[0].stat().st_size
-    return {"layers": len(named), "bytes": size, "memory": memory, "seconds": times}
+    return {"layers": len(named), "bytes": size, "seconds": times}
 
 
 def timed(before: Callable[[], object], run: Callable[[], object], rounds: int) -> dict[str, float]:
@@ -131,12 +127,6 @@ def timed(before: Callable[[], object], run: Callable[[], object], rounds: int) 
         before()
         samples.append(time_on_cpu(run)[0])
     return Summary.of(samples[1:])._asdict()
-
-
-def resident() -> int:
-    """Give the bytes of memory that this process has of its own, without files that are mapped."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) << 10
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -216,7 +206,7 @@ def entry(what: Step, result: Measurement) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """Lay the report out in Markdown."""
     attached = report["attaching"]
-    size, memory = attached["bytes"], attached["memory"]
+    size = attached["bytes"]
     lines = [
         f"`{report['command']}`, {report['date']}",
         "",
@@ -225,8 +215,7 @@ def table(report: dict[str, Any]) -> str:
         "",
         f"## A LoRA of {attached['layers']} layers of Stable Diffusion XL",
         "",
-        f"Rank {RANK}, bfloat16, a file of {size / 1e6:.0f} MB that is in the cache of the system. Attached it takes"
-        f" {memory / size:.2f} times its file in memory.",
+        f"Rank {RANK}, bfloat16, a file of {size / 1e6:.0f} MB that is in the cache of the system.",
         "",
         "| | ms, best / median |",
         "|---|---|",
