@@ -265,3 +265,81 @@ def test_plain_values_are_attributes_unless_the_name_is_taken() -> None:
             setattr(layer, name, 1)
     setattr(layer, "weight", None)  # noqa: B010 (its declared type is another one)
     assert layer.weight is None and list(layer.state_dict()) == ["table"]
+
+
+class _Base:
+    """What the two modules below share: nothing of the class may hide a parameter."""
+
+    read_only = property(lambda self: 1)
+    shared = 1
+
+
+class _Theirs(_Base, nn.Module):
+    pass
+
+
+class _Ours(_Base, fl.Module):
+    pass
+
+
+def _registered(cls: type[nn.Module], name: str, value: object) -> object:
+    """Assign a value to a module that has one of each, and tell what there is then, or the error."""
+    module: Any = cls()
+    module.parameter, module.none = nn.Parameter(torch.zeros(1)), None
+    module.register_parameter("empty", None)
+    module.register_buffer("buffer", torch.zeros(1), persistent=False)
+    module.child, module.plain = nn.Identity(), 1
+    try:
+        setattr(module, name, value)
+    except Exception as error:
+        return type(error), str(error)
+    plain = {key for key in vars(module) if not key.startswith("_")}
+    tables = (module._parameters, module._buffers, module._modules)
+    return plain, [list(table) for table in tables], getattr(module, name) is value, module._non_persistent_buffers_set
+
+
+@pytest.mark.parametrize("kind", ["parameter", "not a leaf", "subclass", "tensor", "int", "none"])
+@pytest.mark.parametrize(
+    "name", ["new", "parameter", "empty", "buffer", "child", "plain", "none", "a.b", "read_only", "shared", "forward"]
+)
+def test_assignment_registers_as_torch_does(kind: str, name: str) -> None:
+    class Special(nn.Parameter): ...
+
+    leaf = nn.Parameter(torch.zeros(1))
+    product = leaf * 2
+    product.__class__ = nn.Parameter
+    value = {
+        "parameter": leaf,
+        "not a leaf": product,
+        "subclass": Special(torch.zeros(1)),
+        "tensor": torch.zeros(1),
+        "int": 3,
+        "none": None,
+    }[kind]
+    ours, theirs = _registered(_Ours, name, value), _registered(_Theirs, name, value)
+    assert str(ours).replace("_Ours", "_Theirs") == str(theirs)
+
+
+def test_hooks_of_registration_see_every_parameter() -> None:
+    seen: list[str] = []
+
+    def note(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        seen.append(name)
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(note)
+    try:
+        fl.LayerNorm(2)
+    finally:
+        handle.remove()
+    fl.LayerNorm(2)
+    assert seen == ["weight", "bias"]
+
+
+def test_a_parameter_before_the_constructor_is_an_error() -> None:
+    class Early(fl.Module):
+        def __init__(self) -> None:
+            self.weight = nn.Parameter(torch.zeros(1))
+            super().__init__()
+
+    with pytest.raises(AttributeError, match=r"before Module.__init__\(\) call"):
+        Early()

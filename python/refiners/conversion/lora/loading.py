@@ -22,8 +22,8 @@ from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.targets import Targets, targets_of
 from refiners.fluxion.adapters.lora import LayerUpdate, Lora
 from refiners.fluxion.adapters.lora.attach import attach_loras
-from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import Place
+from refiners.fluxion.bulk import collections_paused
 from refiners.fluxion.printable import printable
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
 

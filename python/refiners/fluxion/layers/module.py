@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, device as Device, dtype as DType, nn
+from torch.nn.modules.module import _global_parameter_registration_hooks as _parameter_hooks
 
 from refiners.fluxion.context import Context, ContextProvider
 from refiners.fluxion.layers.loading import load_safetensors_into
@@ -45,15 +46,18 @@ class Module(nn.Module):
             state[name] = make()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if type(value) in _NEVER_REGISTERED:  # torch looks for parameters, modules and buffers several times each
+        # torch looks for parameters, modules and buffers several times each: two plain cases need it once.
+        kind = type(value)
+        if kind in _NEVER_REGISTERED or kind is nn.Parameter:
             state = self.__dict__
-            if not (
-                name in state.get("_parameters", ())
-                or name in state.get("_buffers", ())
-                or name in state.get("_modules", ())
-            ):
-                object.__setattr__(self, name, value)
-                return
+            parameters = state.get("_parameters")
+            if parameters is None or not (name in parameters or name in state["_buffers"] or name in state["_modules"]):
+                if kind is not nn.Parameter:
+                    object.__setattr__(self, name, value)
+                    return
+                if parameters is not None and _is_plain_parameter(self, name, value):
+                    parameters[name] = value
+                    return
         super().__setattr__(name, value)
 
     def load_from_safetensors(
@@ -164,6 +168,17 @@ _CONTAINERS: list[tuple[str, Callable[[], Any]]] = [
 ]
 
 _NEVER_REGISTERED = frozenset((bool, int, float, str, tuple, torch.dtype))
+
+
+def _is_plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> bool:
+    """Whether all that torch does to register a parameter of a new name is to write it down."""
+    return (
+        name not in module.__dict__
+        and "." not in name
+        and not hasattr(type(module), name)
+        and value.grad_fn is None
+        and not _parameter_hooks
+    )
 
 
 @cache

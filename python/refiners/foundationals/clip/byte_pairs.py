@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from refiners.fluxion.adapters.lora.bulk import collections_paused
+from refiners.fluxion.bulk import collections_paused
 
 END_OF_WORD = "</w>"
 _MAX_MERGES = 49152 - 256 - 2  # of the vocabulary of CLIP; the file goes on, with merges that were never used

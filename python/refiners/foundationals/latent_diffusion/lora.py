@@ -10,9 +10,9 @@ from torch import Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora import LayerUpdate, Lora, LoraAdapter, Region, auto_attach_loras
-from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import find_places
 from refiners.fluxion.adapters.lora.update import Scale
+from refiners.fluxion.bulk import collections_paused
 from refiners.foundationals.latent_diffusion.checks import check_scale, check_scopes
 from refiners.foundationals.latent_diffusion.lora_scales import WeighedLoras
 

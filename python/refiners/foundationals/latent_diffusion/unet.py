@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -203,18 +201,6 @@ def make_output_layers(
     yield fl.GroupNorm(channels, num_groups=num_groups, device=device, dtype=dtype)
     yield fl.SiLU()
     yield fl.Conv2d(channels, 4, kernel_size=3, padding=1, device=device, dtype=dtype)
-
-
-@contextmanager
-def no_garbage_collection() -> Generator[None, None, None]:
-    """Pause the search for garbage: it takes longer than to build a thousand layers, none of which is any."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class BaseTimestepEncoder(fl.Passthrough):

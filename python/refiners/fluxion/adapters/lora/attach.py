@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
-from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 from refiners.fluxion.adapters.lora.places import Place
 from refiners.fluxion.adapters.lora.search import MERGED
 from refiners.fluxion.adapters.lora.update import LayerUpdate
+from refiners.fluxion.bulk import collections_paused
 
 
 class _Slot:

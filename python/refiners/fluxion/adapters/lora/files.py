@@ -14,10 +14,10 @@ from torch import Size, Tensor, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.attach import attach_loras
-from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.convolution import geometry_of, sizes_of
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 from refiners.fluxion.adapters.lora.places import Place, find_places, updates_around
+from refiners.fluxion.bulk import collections_paused
 from refiners.fluxion.utils import save_to_safetensors
 
 _ROLES = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}

@@ -11,8 +11,8 @@ from torch import Tensor, device as Device, dtype as DType, nn
 from torch.nn.init import normal_, zeros_
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.update import LayerUpdate
+from refiners.fluxion.bulk import collections_paused
 
 if TYPE_CHECKING:
     from refiners.fluxion.adapters.lora.adapter import LoraAdapter

@@ -12,11 +12,11 @@ from torch import Tensor, device as Device, nn
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 from refiners.fluxion.adapters.lora.attach import attach_loras
-from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import Place, find_places
 from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.adapters.lora.search import MERGED, Merged, find_updates, updates_in
 from refiners.fluxion.adapters.lora.update import LayerUpdate, Scale
+from refiners.fluxion.bulk import collections_paused
 
 
 class MergedLoras:

@@ -8,6 +8,7 @@ from functools import partial
 from torch import device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.bulk import collections_paused
 from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock2d
 from refiners.foundationals.latent_diffusion.range_adapter import RangeEncoder
 from refiners.foundationals.latent_diffusion.unet import (
@@ -23,7 +24,6 @@ from refiners.foundationals.latent_diffusion.unet import (
     make_middle_blocks,
     make_output_layers,
     make_up_blocks,
-    no_garbage_collection,
 )
 
 __all__ = [
@@ -211,7 +211,7 @@ class SD1UNet(UNet):
         AssertionError: If `num_attention_heads` does not divide the channels.
     """
 
-    @no_garbage_collection()
+    @collections_paused()
     def __init__(
         self,
         in_channels: int,

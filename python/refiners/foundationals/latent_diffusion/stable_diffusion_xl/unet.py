@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.bulk import collections_paused
 from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock2d
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.timestep_encoder import (
     CHANNELS,
@@ -26,7 +27,6 @@ from refiners.foundationals.latent_diffusion.unet import (
     make_middle_blocks,
     make_output_layers,
     make_up_blocks,
-    no_garbage_collection,
 )
 
 __all__ = [
@@ -223,7 +223,7 @@ class SDXLUNet(UNet):
         ("diffusion", "pooled_text_embedding"),
     )
 
-    @no_garbage_collection()
+    @collections_paused()
     def __init__(
         self,
         in_channels: int,

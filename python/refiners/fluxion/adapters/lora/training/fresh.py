@@ -8,11 +8,11 @@ from typing import Any
 from torch import Generator, dtype as DType
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.training.choice import LAYERS, check_texts, choose_places
 from refiners.fluxion.adapters.lora.training.initialisation import Initialisation, check_initialisation, initialise
 from refiners.fluxion.adapters.lora.training.settings import LoraSizes, as_list
 from refiners.fluxion.adapters.lora.training.trainable_loras import TrainableLoras
+from refiners.fluxion.bulk import collections_paused
 
 
 def add_trainable_loras(

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 from refiners.fluxion.adapters.lora.attach import MERGED, attach_loras
-from refiners.fluxion.adapters.lora.bulk import collections_paused
 from refiners.fluxion.adapters.lora.places import Place, find_places, updates_around
 from refiners.fluxion.adapters.lora.training.frozen import Frozen
 from refiners.fluxion.adapters.lora.training.trainable import TrainableLora
 from refiners.fluxion.adapters.lora.update import LayerUpdate
+from refiners.fluxion.bulk import collections_paused
 
 
 class TrainableLoras:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def collections_paused() -> Generator[None, None, None]:
     """Hold the cyclic garbage collector back for some milliseconds.
 
-    A set of updates is tens of thousands of small objects that all stay alive: collections among them find nothing, and
-    take longer than the work itself.
+    A model, or a set of updates, is tens of thousands of small objects that all stay alive: collections among them find
+    nothing, and take longer than the work itself.
     """
     was_enabled = gc.isenabled()
     gc.disable()
