@@ -38,7 +38,7 @@ def test_a_block_is_made_once(cache):
 
 
 @pytest.mark.parametrize("change", [lambda w, u: w.add_(1), lambda w, u: u[1].mul_(2), lambda w, u: u[0].fill_(0)])
-def test_an_in_place_change_makes_a_new_block(change, cache):
+def test_an_in_place_change_changes_the_block(change, cache):
     weight, ups = tensors()
     cache.get(weight, ups)
     change(weight, ups)
@@ -46,6 +46,20 @@ def test_an_in_place_change_makes_a_new_block(change, cache):
     assert block is not None
     assert torch.equal(block, make_block(weight, ups))
     assert len(cache) == 1
+
+
+def test_other_values_of_updates_are_written_into_their_block(cache):
+    weight, ups = tensors()
+    block = cache.get(weight, ups)
+    ups[1].normal_()
+    assert cache.get(weight, ups) is block and cache.get(weight, ups) is block
+    assert torch.equal(block, make_block(weight, ups))
+    ups[0].data = torch.randn(6, 3)
+    assert cache.get(weight, ups) is block
+    assert torch.equal(block, make_block(weight, ups))
+    ups[0].data = torch.randn(6, 9)  # of another rank
+    assert cache.get(weight, ups).shape == (6, 8 + 16)
+    assert len(cache) == 1 and cache.bytes == 6 * 24 * 4
 
 
 def test_new_data_or_a_cast_makes_a_new_block(cache):

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Size, Tensor, device as Device, dtype as DType
 
+from refiners.conversion.memory import Memory
 from refiners.conversion.tensor_info import TensorInfo
 from refiners.fluxion.printable import printable
 
@@ -72,8 +73,9 @@ class SafetensorsFile:
         except BaseException:
             self._file.close()
             raise
+        self._memory = Memory()
         self._map: mmap.mmap | None = None
-        self._buffer: Tensor | None = None  # one for all casts: many would leave holes between the tensors
+        self._buffer: Tensor | None = None  # one for all casts
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         begin = self._file.read(48)
@@ -137,6 +139,7 @@ class SafetensorsFile:
         """Close the file. Tensors that were read stay; views end with the last tensor that uses them."""
         self._file.close()
         self._map = self._buffer = None
+        self._memory = Memory()
 
     def place(self, key: str) -> int:
         """Return where the bytes of a tensor begin: in this order a file is read fastest."""
@@ -150,27 +153,25 @@ class SafetensorsFile:
             shape = Size((rows[1] - rows[0], *info.shape[1:]))
             place += rows[0] * info.shape[1:].numel() * info.dtype.itemsize
         if dtype is None or dtype == info.dtype or device.type != "cpu":
-            tensor = torch.empty(shape, dtype=info.dtype, device="cpu")
-            self._fill(tensor, place, key)
+            tensor, target = self._memory.take(shape, info.dtype)
+            self._fill(target, place, key)
             if device.type == "cpu":
                 return tensor
             return tensor.to(device).to(dtype)  # what is copied is what the file holds; the device casts it
-        tensor = torch.empty(shape, dtype=dtype, device="cpu")
+        tensor, _ = self._memory.take(shape, dtype)
         flat, step = tensor.view(-1), _CHUNK // info.dtype.itemsize
         if self._buffer is None:
             self._buffer = torch.empty(_CHUNK, dtype=torch.uint8, device="cpu")
-        buffer = self._buffer.view(info.dtype)
+        buffer, target = self._buffer.view(info.dtype), memoryview(cast(Any, self._buffer.numpy()))
         for begin in range(0, flat.numel(), step):
-            part = buffer[: flat.numel() - begin]
-            self._fill(part, place + begin * info.dtype.itemsize, key)
-            flat[begin : begin + part.numel()].copy_(part)
+            count = min(step, flat.numel() - begin)
+            self._fill(target[: count * info.dtype.itemsize], place + begin * info.dtype.itemsize, key)
+            flat[begin : begin + count].copy_(buffer[:count])
         return tensor
 
-    def _fill(self, tensor: Tensor, place: int, key: str) -> None:
-        if tensor.numel() == 0:
-            return
-        target = memoryview(cast(Any, tensor.view(-1).view(torch.uint8).numpy()))
-        self._file.seek(place)
+    def _fill(self, target: memoryview, place: int, key: str) -> None:
+        if target:
+            self._file.seek(place)
         while target:
             count = self._file.readinto(target)
             if not count:

@@ -75,7 +75,11 @@ class LoraBlockCache:
         key, state = (*map(id, tensors), stream), tuple(_state(tensor) for tensor in tensors)
         with self._lock:
             entry = self._entries.get(key)
-            if entry is not None and entry.state == state:
+            if entry is not None and entry.state[0] == state[0] and _layouts(entry.state) == _layouts(state):
+                if entry.state != state:  # other values of the same updates: the weight is not copied again
+                    write_updates(entry.block, weight.shape[1], ups)
+                    storages = [tensor.untyped_storage() for tensor in tensors]
+                    self._entries[key] = entry._replace(state=state, storages=storages)
                 return entry.block
             self._drop(key)
             size = weight.shape[0] * (weight.shape[1] + padded_rank(ups)) * weight.element_size()
@@ -100,6 +104,14 @@ def make_block(weight: Tensor, ups: Sequence[Tensor]) -> Float[Tensor, "out_feat
     padding = padded_rank(ups) - sum(up.shape[1] for up in ups)
     with torch.no_grad():
         return torch.cat([weight, *ups, weight.new_zeros(weight.shape[0], padding)], dim=1)
+
+
+def write_updates(block: Tensor, in_features: int, ups: Sequence[Tensor]) -> None:
+    """Write updates into the columns of a block that are not those of the weight."""
+    with torch.no_grad():
+        for up in ups:
+            block[:, in_features : in_features + up.shape[1]].copy_(up)
+            in_features += up.shape[1]
 
 
 def prepare_lora_block(
@@ -131,6 +143,10 @@ def prepare_lora_block(
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
     return tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _layouts(state: tuple[Any, ...]) -> list[Any]:
+    return [each[2:4] for each in state]
 
 
 def _memory() -> int:

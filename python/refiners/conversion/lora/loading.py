@@ -1,28 +1,26 @@
-"""Updates read from a file by plan, and attached to a model."""
+"""The updates of a file, attached to a model."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, device as Device, dtype as DType
+from torch import Tensor
 
 from refiners.conversion.checkpoint import Checkpoint, StateDict, TensorSource
-from refiners.conversion.lora.keys import Role, split_keys
-from refiners.conversion.lora.kinds import LOW_RANK, Kind
-from refiners.conversion.lora.kinds.kind import NUMBERS
+from refiners.conversion.lora.keys import Entry, split_keys
+from refiners.conversion.lora.kinds import LOW_RANK
 from refiners.conversion.lora.names import Part
 from refiners.conversion.lora.no_lora import check_is_no_checkpoint, check_is_no_pipeline, first_keys
 from refiners.conversion.lora.plan import MOST_REASONS, LoraPlan, Update, plan_lora
+from refiners.conversion.lora.reading import read_tensors, read_updates
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.targets import Targets, targets_of
 from refiners.fluxion.adapters.lora import LayerUpdate, Lora
 from refiners.fluxion.adapters.lora.attach import attach_loras
-from refiners.fluxion.adapters.lora.places import Place
 from refiners.fluxion.bulk import collections_paused
 from refiners.fluxion.printable import printable
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
@@ -32,8 +30,6 @@ Scope: TypeAlias = tuple[Collection[str] | None, Collection[str] | None]
 
 ByOrder: TypeAlias = Callable[[dict[str, Lora[Any]]], None]
 """Attaches updates of unknown names, by their keys."""
-
-_WIDE = (torch.bfloat16, torch.float32, torch.float64)  # the exponents of float16 run out
 
 
 def attach_lora(
@@ -93,13 +89,7 @@ def _attach(
             _attach_unnamed(loras, by_order, tensors)
             updates = (Update(key, {}, "LoRA", status="by order", reason=_BY_ORDER) for key in loras)
             return LoraPlan(tensors.label, tuple(updates), (), frozenset(), {})
-    settings = LoraSettings()
-    if isinstance(tensors, Checkpoint):
-        settings = LoraSettings.of_file(tensors.path, tensors.metadata)
-    targets = targets_of(model)
-    plan = plan_lora(tensors, targets.networks, settings, targets.layer_problem, split)
-    if any(scope != (None, None) for scope in scopes.values()):
-        plan = plan.within(lambda update: _is_within(update, targets, scopes))
+    plan, targets = plan_for(model, tensors, scopes, split)
     if by_order is not None and not any(update.path for update in plan.updates):  # no name is known
         plan = plan.by_order(_BY_ORDER)
     if not partial:
@@ -113,6 +103,30 @@ def _attach(
     if unnamed and by_order is not None:
         _attach_unnamed(unnamed, by_order, tensors)
     return plan
+
+
+def plan_for(
+    model: LatentDiffusionModel,
+    tensors: TensorSource,
+    scopes: Mapping[Part, Scope],
+    split: tuple[list[Entry], list[str]] | None = None,
+) -> tuple[LoraPlan, Targets]:
+    """Find what each tensor of a source is for in a model; see `plan_lora`.
+
+    Args:
+        model: The model.
+        tensors: The source.
+        scopes: Where in each network there may be updates; others are left out.
+        split: The keys as `split_keys` gives them, where they are split already.
+    """
+    settings = LoraSettings()
+    if isinstance(tensors, Checkpoint):
+        settings = LoraSettings.of_file(tensors.path, tensors.metadata)
+    targets = targets_of(model)
+    plan = plan_lora(tensors, targets.networks, settings, targets.layer_problem, split)
+    if any(scope != (None, None) for scope in scopes.values()):
+        plan = plan.within(lambda update: _is_within(update, targets, scopes))
+    return plan, targets
 
 
 def _nothing_to_attach(plan: LoraPlan, scopes: Mapping[Part, Scope]) -> str:
@@ -191,76 +205,3 @@ def _attach_unnamed(loras: dict[str, Lora[Any]], by_order: ByOrder, source: Tens
         by_order(loras)
     except ValueError as error:
         raise ValueError(f"{source.label}: no layers are known by the names of its updates, and {error}") from error
-
-
-def read_updates(name: str, plan: LoraPlan, source: TensorSource, targets: Targets) -> list[tuple[LayerUpdate, Place]]:
-    """Read what a plan attaches, on the device and in the dtype of each layer.
-
-    The multiplier of the file is put into a matrix, so that the scale of an update is the user's alone.
-
-    Args:
-        name: The name of all the updates.
-        plan: What to read.
-        source: The tensors.
-        targets: The model that the plan was made for.
-
-    Raises:
-        ValueError: If a tensor holds infinite numbers, or none, also in the dtype of its layer; or if an update does
-            not fit its layer after all.
-    """
-    made: list[tuple[LayerUpdate, Place]] = []
-    sums: list[Tensor] = []
-    updates = plan.of_status("fits")
-    for update in sorted(updates, key=lambda each: source.place(next(iter(each.keys.values())))):
-        assert update.part is not None
-        place = targets.places[update.part][update.path]
-        weight = place.layer.weight
-        kind = plan.kinds[update.name]
-        tensors = read_tensors(update, kind, source, weight.device, weight.dtype)
-        sums += [_sum(tensor) for tensor in tensors.values()]
-        try:
-            made.append((kind.make(name, tensors, place.layer), place))
-        except ValueError as error:  # what shapes do not tell
-            raise ValueError(f"{plan.label}: {printable(update.name)}: {error}") from error
-    if not all(each.is_meta or math.isfinite(each.item()) for each in sums):
-        for update in updates:
-            assert update.part is not None
-            weight = targets.places[update.part][update.path].layer.weight
-            _check_finite(update, plan, source, weight.device, weight.dtype)
-    return made
-
-
-def read_tensors(update: Update, kind: Kind, source: TensorSource, device: Device, dtype: DType) -> dict[Role, Tensor]:
-    """Read the tensors of an update, those that carry its scale multiplied by it."""
-    keys = {role: key for role, key in update.keys.items() if role not in NUMBERS}
-    scaled = kind.scaled(keys)
-    tensors: dict[Role, Tensor] = {}
-    for role, key in keys.items():
-        scale = update.scale if role in scaled else 1.0
-        is_exact = dtype in _WIDE and scale > 0 and math.frexp(scale)[0] == 0.5
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        if role in kind.less_one:
-            tensors[role] = source.read(key, device, wide).sub_(1).to(dtype)
-        elif scale == 1:
-            tensors[role] = source.read(key, device, dtype)
-        elif is_exact:
-            tensors[role] = source.read(key, device, dtype).mul_(scale)
-        else:  # rounded once, however the file holds it
-            tensors[role] = source.read(key, device, wide).mul_(scale).to(dtype)
-    return tensors
-
-
-def _sum(tensor: Tensor) -> Tensor:
-    """Add numbers up: the sum is finite if they are, but for a few that are too large. Much faster than to look."""
-    return tensor.sum(dtype=torch.float32) if tensor.dtype == torch.float16 else tensor.sum()
-
-
-def _check_finite(update: Update, plan: LoraPlan, source: TensorSource, device: Device, dtype: DType) -> None:
-    """Raise `ValueError` if a tensor of an update is not finite, in the file or as it is attached."""
-    for role, tensor in read_tensors(update, plan.kinds[update.name], source, device, dtype).items():
-        if torch.isfinite(tensor).all():
-            continue
-        of_file = torch.isfinite(source.read(update.keys[role], dtype=torch.float64)).all()
-        why = f"are not finite in {dtype}, times {update.scale:g}" if of_file else "are not finite"
-        name, key = printable(update.name), printable(update.keys[role])
-        raise ValueError(f"{plan.label}: {role} of {name} holds numbers that {why} ({key})")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, device as Device, dtype as DType, nn
-from torch.nn.modules.module import _global_parameter_registration_hooks as _parameter_hooks
+from torch.nn.modules import module as _torch_module
 
 from refiners.fluxion.context import Context, ContextProvider
 from refiners.fluxion.layers.loading import load_safetensors_into
@@ -47,7 +47,7 @@ class Module(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch looks for parameters, modules and buffers several times each: two plain cases need it once.
-        kind = type(value)
+        kind = cast("type[object]", type(value))
         if kind in _NEVER_REGISTERED or kind is nn.Parameter:
             state = self.__dict__
             parameters = state.get("_parameters")
@@ -177,7 +177,7 @@ def _is_plain_parameter(module: nn.Module, name: str, value: nn.Parameter) -> bo
         and "." not in name
         and not hasattr(type(module), name)
         and value.grad_fn is None
-        and not _parameter_hooks
+        and not _torch_module._global_parameter_registration_hooks
     )
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters.lora import LayerUpdate, Lora, LoraAdapter, Region, auto_attach_loras
-from refiners.fluxion.adapters.lora.places import find_places
+from refiners.fluxion.adapters.lora import Lora, LoraAdapter, Region, auto_attach_loras
 from refiners.fluxion.adapters.lora.update import Scale
-from refiners.fluxion.bulk import collections_paused
 from refiners.foundationals.latent_diffusion.checks import check_scale, check_scopes
-from refiners.foundationals.latent_diffusion.lora_scales import WeighedLoras
+from refiners.foundationals.latent_diffusion.lora_merge import MergeableLoras
 
 if TYPE_CHECKING:
-    from refiners.conversion.lora import LoraFormat, LoraPlan, Part, Scope
+    from refiners.conversion.lora import LoraPlan, Part, Scope
 
 
-class SDLoraManager(WeighedLoras):
+class SDLoraManager(MergeableLoras):
     """Add any number of LoRAs to a diffusion model, each with a name and a scale.
 
     See [[arXiv:2106.09685] LoRA](https://arxiv.org/abs/2106.09685). Files of kohya-ss/sd-scripts, LyCORIS, PEFT,
@@ -156,138 +153,91 @@ class SDLoraManager(WeighedLoras):
         self._order.append(name)
         return plan
 
-    # --- remove -------------------------------------------------------------------------------------------------------
+    # --- replace ------------------------------------------------------------------------------------------------------
 
-    def remove_loras(self, *names: str) -> None:
-        """Remove LoRAs; a layer without any other is what it was before.
-
-        Raises:
-            ValueError: If there is none of a name; nothing was removed.
-        """
-        self._check_names(names)
-        self._merged.unmerge(names)
-        self._remove(set(names))
-
-    def remove_all(self) -> None:
-        """Remove all LoRAs, also those that were not added by this manager."""
-        self._merged.unmerge(self._merged.names)
-        for name in list(self._schedules.by_name):
-            self._schedules.set(name, None)
-        with collections_paused():
-            for adapter in self.lora_adapters:
-                adapter.eject()
-        self._order.clear()
-
-    def _remove(self, names: set[str]) -> None:
-        for name in names:
-            self._schedules.set(name, None)
-        with collections_paused():
-            for adapter in self.lora_adapters:
-                own = {child.name for child in adapter if isinstance(child, LayerUpdate)}
-                if own and own <= names:
-                    adapter.eject()
-                    continue
-                for name in own & names:
-                    adapter.remove_lora(name)
-        self._order = [name for name in self._order if name not in names]
-
-    # --- save ---------------------------------------------------------------------------------------------------------
-
-    def save(
+    def replace(
         self,
         name: str,
-        path: Path | str,
+        source: Path | str | dict[str, Tensor],
         /,
+        scale: Scale | None = None,
         *,
-        format: LoraFormat = "kohya",
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        """Write a LoRA to a file; see `refiners.conversion.lora.save_lora`.
+        unet_inclusions: list[str] | None = None,
+        unet_exclusions: list[str] | None = None,
+        text_encoder_inclusions: list[str] | None = None,
+        text_encoder_exclusions: list[str] | None = None,
+        partial: bool = False,
+    ) -> LoraPlan:
+        """Put another LoRA in the place of one, with its name and all that it is multiplied by.
+
+        Where the two have updates of the same layers, ranks and shapes, as those of one recipe of training have, the
+        values are written into the parameters that are there: the tree is not touched, no memory is taken, and what
+        was prepared for the layers stays. Otherwise the other one is added, and then the one removed.
 
         Args:
             name: Which.
-            path: The file to write, of safetensors.
-            format: Who is to read it: `"kohya"`, as most programs do, or `"diffusers"`.
-            metadata: What to say in the file.
+            source: A file, a folder of PEFT, or the tensors of a file by their keys.
+            scale: The multiplier from now on (default: the one it has).
+            unet_inclusions: See `add_loras`, as for the following.
+            unet_exclusions: See there.
+            text_encoder_inclusions: See there.
+            text_encoder_exclusions: See there.
+            partial: See there.
 
         Raises:
-            ValueError: If there is none of this name, it is merged, or it cannot be written; nothing is.
+            FileNotFoundError: If there is no such file.
+            TypeError: If an argument is of a wrong type.
+            ValueError: If there is none of this name, or it is merged; if something cannot be attached, see there. In
+                either case nothing was changed.
         """
-        from refiners.conversion.lora import save_lora
+        from refiners.conversion.lora import replace_lora
 
-        self._check_names([name])
-        if name in self.merged_names:
+        if not isinstance(source, (str, Path, Mapping)):
+            raise TypeError(f"source must be a path or tensors by their keys, got {type(source).__name__}")
+        if scale is not None:
+            check_scale(name, scale)
+        unet, text_encoder = (unet_inclusions, unet_exclusions), (text_encoder_inclusions, text_encoder_exclusions)
+        scopes: dict[Part, Scope] = {"unet": unet, "text_encoder": text_encoder}
+        check_scopes(scopes)
+        found = self._find()
+        self._check_names([name], found)
+        if name in {update.name for update in found.merged}:
             raise ValueError(f"LoRA {name!r} is merged: unmerge it first")
-        save_lora(self.target, name, path, format=format, metadata=metadata)
+        updates = [update for update in found.attached if update.name == name]
+        plan = replace_lora(self.target, updates, source, scopes=scopes, partial=partial)
+        if plan is None:
+            return self._exchange(name, source, scale, (*unet, None), text_encoder, partial)
+        if scale is not None:
+            self._set_scales({name: scale}, found)
+        return plan
 
-    # --- merge --------------------------------------------------------------------------------------------------------
-
-    def merge(self, *names: str) -> None:
-        """Put LoRAs into the weights of their layers, where they cost nothing; see `MergedLoras`.
-
-        They keep their names and multipliers: a new multiplier changes the weights at once. The weights as they were
-        are kept beside, on the device of the model.
-
-        Args:
-            names: Which (default: all).
-
-        Raises:
-            ValueError: If there is none of a name, or one cannot be merged; nothing was changed.
-        """
-        self._check_names(names)
-        merged = self.merged_names
-        wanted = [name for name in names or self.names if name not in merged]
-        if scheduled := [name for name in wanted if name in self._schedules.by_name]:
-            raise ValueError(f"LoRA {scheduled[0]!r} has another multiplier at each step: it cannot be merged")
-        self._merged.merge(wanted)
-
-    def unmerge(self, *names: str) -> None:
-        """Take LoRAs out of the weights, which are then bit for bit what they were, and attach them again.
-
-        Args:
-            names: Which (default: all).
-
-        Raises:
-            ValueError: If there is none of a name; nothing was changed.
-        """
-        self._check_names(names)
-        self._merged.unmerge(names or self._merged.names)
-
-    # --- weights ------------------------------------------------------------------------------------------------------
-
-    def get_lora_weights(self, name: str, /) -> dict[str, Tensor]:
-        """Give the weights of a LoRA, multiplied by alpha / rank of its file; `add_loras` takes them.
-
-        Keys are `<path of the chain that holds the layer>.<number>.<class of the layer>.down.weight`, and `.up.weight`,
-        where the adapted layers of a chain are numbered from 1.
-
-        Raises:
-            ValueError: If there is none of this name, it is merged, or it has updates that are no pairs of matrices.
-        """
-        self._check_names([name])
-        if name in self.merged_names:
-            raise ValueError(f"LoRA {name!r} is merged: unmerge it first")
-        weights: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for network in (self.unet, self.clip_text_encoder):
-            paths = {id(place.layer): path for path, place in find_places(network).items()}
-            for adapter in network.layers(LoraAdapter, recurse=True):
-                lora = next((each for each in _loras_in(adapter) if each.name == name), None)
-                if lora is None:
-                    continue
-                if not isinstance(lora, Lora):
-                    raise ValueError(f"LoRA {name!r} has updates that are not pairs of matrices: {lora.change}")
-                own = f"{type(network).__name__}.{paths[id(adapter.target)]}" if id(adapter.target) in paths else None
-                parent = (own or adapter.get_path()).rpartition(".")[0]
-                counts[parent] = counts.get(parent, 0) + 1
-                key = f"{parent}.{counts[parent]}.{type(adapter.target).__name__}"
-                down, up = lora.scaled_factors()
-                weights |= {f"{key}.down.weight": down, f"{key}.up.weight": up}
-        return weights
-
-
-def _loras_in(chain: fl.Chain) -> Iterator[LayerUpdate]:
-    return chain.layers(LayerUpdate, recurse=True)
+    def _exchange(
+        self,
+        name: str,
+        source: Path | str | dict[str, Tensor],
+        scale: Scale | None,
+        unet: tuple[list[str] | None, list[str] | None, None],
+        text_encoder: tuple[list[str] | None, list[str] | None],
+        partial: bool,
+    ) -> LoraPlan:
+        """Add a LoRA, and then remove one, whose name and multipliers it takes over."""
+        multiplier: Scale = self.get_scale(name) if scale is None else scale
+        factors, schedule = self.get_block_scales(name), self._schedules.by_name.get(name)
+        order = self.names
+        newcomer = f"{name}, the other one"
+        while newcomer in order:
+            newcomer += "'"
+        tensors = Path(source) if isinstance(source, str) else source
+        plan = self._add(newcomer, tensors, multiplier, unet, text_encoder, partial)
+        blocks = self.get_block_scales(newcomer)
+        self.set_block_scales(newcomer, {block: factors.get(block, 1.0) for block in blocks})
+        self._remove({name})
+        for update in self._find().attached:
+            if update.name == newcomer:
+                update.name = name
+        self._order = order
+        self._schedules.set(name, schedule)
+        return plan
 
 
 __all__ = ["Lora", "LoraAdapter", "Region", "SDLoraManager", "auto_attach_loras"]

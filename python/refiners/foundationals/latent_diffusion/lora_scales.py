@@ -193,8 +193,8 @@ class WeighedLoras(LorasByOrder):
             raise ValueError(f"LoRA {name!r} is merged: unmerge it first")
         self._schedules.set(name, schedule)
 
-    def _check_names(self, names: Iterable[str]) -> None:
-        if unknown := self._unknown(names):
+    def _check_names(self, names: Iterable[str], found: Found | None = None) -> None:
+        if unknown := self._unknown(names, found):
             raise ValueError(unknown)
 
     def _unknown(self, names: Iterable[str], found: Found | None = None) -> str | None:

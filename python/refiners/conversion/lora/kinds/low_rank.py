@@ -56,7 +56,7 @@ class LowRank(Kind):
         if "mid" in tensors:
             down = _joined(tensors["mid"], down)
         if isinstance(layer, fl.Linear):
-            return LinearLora.from_weights(name, down=down.flatten(1), up=up.flatten(1))
+            return LinearLora.from_weights(name, down=_as_matrix(down), up=_as_matrix(up))
         assert isinstance(layer, fl.Conv2d)
         down, up = _as_convolution(down), _as_convolution(up)
         sizes = (down.shape[2], up.shape[2])
@@ -105,6 +105,10 @@ def _joined(mid: Tensor, down: Tensor) -> Tensor:
 
 def kernel_of(shape: Size) -> tuple[int, int]:
     return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight if weight.ndim == 2 else weight.flatten(1)
 
 
 def _as_convolution(weight: Tensor) -> Tensor:

@@ -221,12 +221,13 @@ class LinearLora(Lora[fl.Linear]):
     @classmethod
     def from_weights(cls, name: str, /, down: Tensor, up: Tensor) -> LinearLora:
         _check_weights(down, up, ndim=2)
-        layers = (_linear(down.to(device=up.device, dtype=up.dtype)), _linear(up))
+        if down.dtype != up.dtype or down.device != up.device:
+            down = down.to(device=up.device, dtype=up.dtype)
         lora = cls.__new__(cls)  # past the constructor, which would create weights: sets have a thousand layers
         vars(lora).update(
             in_features=down.shape[1], out_features=up.shape[0], name=name, _rank=down.shape[0], _scale=1.0
         )
-        fl.Chain.__init__(lora, *layers, _multiply())
+        fl.Chain.__init__(lora, _linear(down), _linear(up), _multiply())
         return lora
 
     def lora_layers(

@@ -5,7 +5,8 @@ A class whose name is the key of another child, `Linear_1` beside two `Linear`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from refiners.fluxion.layers.module import Module
 
@@ -13,21 +14,25 @@ from refiners.fluxion.layers.module import Module
 def generate_unique_names(modules: Iterable[Module]) -> dict[str, Module]:
     """Map keys to modules: `Linear_1`, `ReLU`, `Linear_2` for two linears around an activation."""
     modules = tuple(modules)
-    names = [type(module).__name__ for module in modules]
-    keys: list[str] = names
-    keyed = dict(zip(keys, modules))
+    return dict(zip(_keys_of(tuple([type(module).__name__ for module in modules])), modules))
+
+
+@lru_cache(maxsize=1024)
+def _keys_of(names: tuple[str, ...]) -> Sequence[str]:
+    """Number the names; a model has thousands of chains, and few sequences of classes."""
+    keys: Sequence[str] = names
     numbers: dict[str, int] = {}
     # The names that occur twice are numbered; then those, if any, that are the key of a numbered child; and so on.
-    while len(keyed) < len(names):
+    while len(set(keys)) < len(names):
         numbers = dict.fromkeys((*numbers, *_repeated(keys)), 0)
-        keys = []
+        numbered: list[str] = []
         for name in names:
             if name in numbers:
                 numbers[name] += 1
                 name = f"{name}_{numbers[name]}"
-            keys.append(name)
-        keyed = dict(zip(keys, modules))
-    return keyed
+            numbered.append(name)
+        keys = numbered
+    return keys
 
 
 def _repeated(keys: Iterable[str]) -> list[str]:
