@@ -36,13 +36,13 @@ class Memory:
         count = shape.numel()
         size = count * dtype.itemsize
         if size == 0:
-            return torch.empty(shape, dtype=dtype, device="cpu"), memoryview(b"")
+            return torch.empty(shape, dtype=dtype, device="cpu"), memoryview(bytearray())
         if size >= _HUGE:
-            memory, begin = _map(size)
+            memory, begin = _map(size, size // _HUGE)
         else:
             begin = -(-self._begin // _ALIGNMENT) * _ALIGNMENT
             if self._chunk is None or begin + size > self._end:
-                self._chunk, begin = _map(_CHUNK)
+                self._chunk, begin = _map(_CHUNK, _CHUNK // _HUGE - 1)  # what is left at its end is not touched
                 self._end = begin + _CHUNK
             memory, self._begin = self._chunk, begin + size
         tensor = torch.frombuffer(memory, dtype=dtype, count=count, offset=begin)
@@ -51,10 +51,10 @@ class Memory:
         return tensor, memoryview(memory)[begin : begin + size]
 
 
-def _map(size: int) -> tuple[mmap.mmap, int]:
-    """Map new memory, and give the place in it where `size` bytes begin, as a huge page does."""
+def _map(size: int, huge: int) -> tuple[mmap.mmap, int]:
+    """Map new memory; give it, and where in it `size` bytes begin, the first of them on a number of huge pages."""
     memory = mmap.mmap(-1, size + _HUGE, **_OPTIONS)  # untouched pages cost nothing
     begin = -torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr() % _HUGE
-    if _ADVICE is not None and size >= _HUGE:
-        memory.madvise(_ADVICE, begin, size // _HUGE * _HUGE)  # the rest would take a whole page
+    if _ADVICE is not None and huge:
+        memory.madvise(_ADVICE, begin, huge * _HUGE)
     return memory, begin

@@ -55,10 +55,11 @@ def chains_of(model: LatentDiffusionModel) -> dict[tuple[str, str], fl.Chain]:
 
 
 def draw_sets(model: LatentDiffusionModel) -> list[list[Drawn]]:
-    """Draw a set of updates of each kind, of all networks of a model."""
+    """Draw two sets of updates of each kind, of all networks of a model: all first ones, then all others."""
     layers = layers_of(model)
     sets: list[list[Drawn]] = []
-    for number, kind in enumerate(kind for kind in KINDS if kind != "IA3 of PEFT"):
+    kinds = [kind for kind in KINDS if kind != "IA3 of PEFT"]
+    for number, kind in enumerate(kinds * 2):
         sets.append([])
         for network in roots_of(model):
             try:
@@ -161,7 +162,7 @@ class RandomEdits:
     def run(self, steps: int, reference: Reference) -> None:
         """Make some edits, compare at two of them, undo all in a random order, and compare again."""
         edits = [self.add, self.add, self.add_wrong, self.remove, self.scale, self.merge, self.unmerge, self.reload]
-        edits += [self.merge, self.inject, self.inject, self.eject]
+        edits += [self.merge, self.inject, self.inject, self.eject, self.replace]
         looked_at = self.rng.sample(range(steps), 2)
         for step in range(steps):
             self.rng.choice(edits)()
@@ -241,6 +242,23 @@ class RandomEdits:
         self.manager.remove_loras(name)
         if self._attempt(f"reload {name}", lambda: self.manager.load(name, path, lora.scale)):
             self.loras[name] = lora
+
+    def replace(self) -> None:
+        names = [name for name in self.loras if name not in self.merged]
+        if not names:
+            return
+        name = self.rng.choice(names)
+        before = self.loras[name]
+        index = next((i for i, each in enumerate(self.sets) if each is before.updates), 0)
+        twin = self.sets[(index + len(self.sets) // 2) % len(self.sets)]  # of the same layers and shapes
+        updates = twin if self.rng.random() < 0.7 else self.rng.choice(self.sets)
+        tensors = tensors_of(FORMAT, updates)[0]
+        parameters = [parameter for lora in self.manager.get_loras_by_name(name) for parameter in lora.parameters()]
+        if self._attempt(f"replace {name}", lambda: self.manager.replace(name, tensors)):
+            self.loras[name] = before._replace(updates=updates)
+            now = [parameter for lora in self.manager.get_loras_by_name(name) for parameter in lora.parameters()]
+            if {*map(id, now)} == {*map(id, parameters)}:
+                self.done.append("rewrite")
 
     def inject(self) -> None:
         kind = self.rng.choice([*PLACES, *PLACES, Control])
