@@ -1,17 +1,7 @@
 """Results, where they were measured, and their two forms: a Markdown table and JSON."""
 
-import os
-import platform
-import shlex
-import sys
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
-
-import torch
-
-import refiners
 
 
 @dataclass(frozen=True)
@@ -41,22 +31,6 @@ class Result:
         return "best only" if self.best <= self.budget else "missed"
 
 
-def environment(clock: str) -> dict[str, Any]:
-    """Describe the machine, the versions, the load at this moment, the command that runs, and the clock it reads."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "clock": clock,
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "load": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-        "refiners": refiners.__version__,
-    }
-
-
 def as_json(results: list[Result], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Lay the results out for JSON, with the environment and the load at the end."""
     rows = [{**asdict(result), "verdict": result.verdict} for result in results]
@@ -70,7 +44,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"`{where['command']}`, {where['date']}",
         "",
         f"{where['cpu']}, {where['cores']} cores, load {where['load'][0]} before and {where['load_after'][0]} after;"
-        f" Python {where['python']}, torch {where['torch']} ({where['torch_threads']} thread),"
+        f" Python {where['python']}, torch {where['torch']} ({where['threads']} thread),"
         f" refiners {where['refiners']}. Figures in {where['clock']}.",
         "",
         "| measured | budget | best | median | verdict |",
@@ -81,11 +55,3 @@ def as_markdown(report: dict[str, Any]) -> str:
         figures = f"{row['best']:.3g} {row['unit']} | {row['median']:.3g} {row['unit']}"
         lines.append(f"| {row['name']} | {budget} | {figures} | {row['verdict']} |")
     return "\n".join(lines) + "\n"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

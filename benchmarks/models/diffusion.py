@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
-import shlex
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import refiners
+from refiners.bench.environment import add_outputs, environment, heading, write
 from refiners.bench.measure import Candidate, Plan, Summary, compare, time_on_cpu
 from refiners.conversion.loading import load_into, to_diffusers
 from refiners.fluxion.utils import save_to_safetensors
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
-from refiners.ops.library import native
 
 VIEWS = ("view", "transpose", "t.", "slice", "select", "unsqueeze", "squeeze", "expand", "permute", "alias", "split")
 
@@ -176,15 +169,11 @@ def building() -> dict[str, dict[str, float]]:
 def table(report: dict[str, Any]) -> str:
     """Lay the report out in Markdown."""
     lines = [
-        f"`{report['command']}`, {report['date']}",
-        "",
-        f"{report['cpu']}, {report['threads']} threads, {report['isa']}, load {report['load'][0]} before; torch"
-        f" {report['torch']}, diffusers {report['diffusers']}, refiners {report['refiners']}. In turns.",
-        "",
+        *heading(report, "diffusers"),
         "## A step of the U-Net of Stable Diffusion 1.5",
         "",
-        "Two samples, as guidance needs; best and median. The last column counts the calls of torch's functions that"
-        " compute something; the other ones give views.",
+        "Two samples, as guidance needs, in turns; best and median. The last column counts the calls of torch's"
+        " functions that compute something; the other ones give views.",
         "",
         "| latents | dtype | | seconds | of diffusers' best | calls |",
         "|---|---|---|---|---|---|",
@@ -222,8 +211,7 @@ def table(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all cases, print the table, write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the report as a Markdown table")
+    add_outputs(parser)
     parser.add_argument(
         "--steps",
         nargs="*",
@@ -234,34 +222,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--skip-loading", action="store_true", help="write no file of 1.7 GB")
     arguments = parser.parse_args(argv)
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "isa": native.isa,
-        "load": [round(load, 2) for load in os.getloadavg()],
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
-        "refiners": refiners.__version__,
-        "building": building(),
-    }
+    report = environment("diffusers") | {"building": building()}
     if not arguments.skip_loading:
         with tempfile.TemporaryDirectory() as folder:
             report["loading"] = loading(Path(folder))
     report["steps"] = [measure(step) for step in arguments.steps]
-    print(table(report), end="")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.table:
-        arguments.table.write_text(table(report))
-
-
-def cpu_name() -> str:
-    """Name the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    write(report, table, arguments)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import shlex
-import sys
+import gc
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusion import Step, cpu_name, make_theirs
+from diffusion import Step, make_theirs
 from torch import Tensor
 
-import refiners
 import refiners.fluxion.layers as fl
+from refiners.bench.environment import add_outputs, environment, heading, write
 from refiners.bench.measure import Candidate, Measurement, Plan, Summary, compare, time_on_cpu
 from refiners.conversion.naming.unet import (
     SD15,
@@ -33,7 +28,7 @@ from refiners.conversion.naming.unet import (
     UNetLayout,
     unet_names,
 )
-from refiners.fluxion.utils import save_to_safetensors
+from refiners.fluxion.utils import load_from_safetensors, save_to_safetensors
 from refiners.foundationals.clip import CLIPTextEncoderG, CLIPTextEncoderL
 from refiners.foundationals.latent_diffusion import (
     DoubleTextEncoder,
@@ -46,7 +41,6 @@ from refiners.foundationals.latent_diffusion import (
     StableDiffusion_XL,
 )
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
-from refiners.ops.library import native
 
 RANK = 16
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "time_emb_proj", "linear_1", "linear_2"]
@@ -94,10 +88,11 @@ def attaching(folder: Path, rounds: int) -> dict[str, Any]:
     for seed, path in enumerate(paths):
         save_to_safetensors(path, draw(iter(named), seed))
     manager = SDLoraManager(model)
-
-    def exchange() -> None:
-        manager.remove_loras("a")
-        manager.load("a", paths[1])
+    manager.load("a", paths[0])  # with all tables of names
+    before = private_memory()
+    manager.load("b", paths[1])
+    memory = private_memory() - before
+    others = load_from_safetensors(paths[1])
 
     def begin() -> None:
         manager.remove_all()
@@ -110,14 +105,22 @@ def attaching(folder: Path, rounds: int) -> dict[str, Any]:
     cases: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "read the file": (begin, paths[0].read_bytes),
         "attach": (manager.remove_all, lambda: manager.load("a", paths[0])),
-        "exchange for that of another file": (begin, exchange),
+        "replace by another file": (begin, lambda: manager.replace("a", paths[1])),
+        "replace by tensors in memory": (begin, lambda: manager.replace("a", others)),
         "switch from one to another": (begin_with_two, lambda: manager.update_scales({"a": 0.0, "b": 1.0})),
         "list the names": (begin, lambda: manager.names),
         "take out": (begin, manager.remove_all),
     }
     times = {name: timed(before, run, rounds) for name, (before, run) in cases.items()}
     size = paths[0].stat().st_size
-    return {"layers": len(named), "bytes": size, "seconds": times}
+    return {"layers": len(named), "bytes": size, "memory": memory, "seconds": times}
+
+
+def private_memory() -> int:
+    """Give the bytes of this process that no other shares, as Linux counts them."""
+    gc.collect()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def timed(before: Callable[[], object], run: Callable[[], object], rounds: int) -> dict[str, float]:
@@ -208,14 +211,11 @@ def table(report: dict[str, Any]) -> str:
     attached = report["attaching"]
     size = attached["bytes"]
     lines = [
-        f"`{report['command']}`, {report['date']}",
-        "",
-        f"{report['cpu']}, {report['threads']} threads, {report['isa']}, load {report['load'][0]} before; torch"
-        f" {report['torch']}, diffusers {report['diffusers']}, PEFT {report['peft']}, refiners {report['refiners']}.",
-        "",
+        *heading(report, "diffusers", "peft"),
         f"## A LoRA of {attached['layers']} layers of Stable Diffusion XL",
         "",
-        f"Rank {RANK}, bfloat16, a file of {size / 1e6:.0f} MB that is in the cache of the system.",
+        f"Rank {RANK}, bfloat16, a file of {size / 1e6:.0f} MB that is in the cache of the system. Attached, it takes"
+        f" {attached['memory'] / 1e6:.0f} MB: {attached['memory'] / size:.2f} times the file.",
         "",
         "| | ms, best / median |",
         "|---|---|",
@@ -244,8 +244,7 @@ def table(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all cases, print the table, write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the report as a Markdown table")
+    add_outputs(parser)
     parser.add_argument("--rounds", type=int, default=10, help="how often what is no step runs (default: 10)")
     parser.add_argument(
         "--steps",
@@ -256,26 +255,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="dtypes, heights of latents, and how often each runs (default: float32:32:5 bfloat16:32:5)",
     )
     arguments = parser.parse_args(argv)
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "isa": native.isa,
-        "load": [round(load, 2) for load in os.getloadavg()],
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
-        "peft": version("peft"),
-        "refiners": refiners.__version__,
-    }
+    report = environment("diffusers", "peft")
     with tempfile.TemporaryDirectory() as folder:
         report["attaching"] = attaching(Path(folder), arguments.rounds)
     report["steps"] = [each for step in arguments.steps for each in steps(step)]
-    print(table(report), end="")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.table:
-        arguments.table.write_text(table(report))
+    write(report, table, arguments)
 
 
 if __name__ == "__main__":

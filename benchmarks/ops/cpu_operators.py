@@ -3,24 +3,16 @@ autoencoder, SAM and Swin.
 """
 
 import argparse
-import json
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import refiners
+from refiners.bench.environment import add_outputs, environment, heading, write
 from refiners.bench.measure import Candidate, Plan, compare, make_flush, time_on_cpu
 from refiners.ops import attention, conv2d, geglu, group_norm, linear, weighted_sum
-from refiners.ops.library import native
 
 DTYPES = (torch.float32, torch.bfloat16)
 LINEARS = ((256, 1280, 10240), (256, 5120, 1280), (256, 1280, 1280), (256, 640, 640), (154, 2048, 640), (2, 1280, 1280))
@@ -279,11 +271,8 @@ ALL = (
 def table(report: dict[str, Any]) -> str:
     """Lay the report out in Markdown."""
     lines = [
-        f"`{report['command']}`, {report['date']}",
-        "",
-        f"{report['cpu']}, {report['threads']} threads, {report['isa']}, load {report['load'][0]} before; torch"
-        f" {report['torch']}, refiners {report['refiners']}. Cold caches, both in turns; best and median of each, the"
-        " median of the ratios.",
+        *heading(report),
+        "Cold caches, both in turns; best and median of each, the median of the ratios.",
         "",
         "| operator | shape | dtype | torch, ms | refiners, ms | times as fast |",
         "|---|---|---|---|---|---|",
@@ -299,37 +288,15 @@ def table(report: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all cases, print the table, write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the report as a Markdown table")
+    add_outputs(parser)
     parser.add_argument("--min-time", type=float, default=0.3, metavar="SECONDS", help="how long each runs at least")
     parser.add_argument("--only", choices=[cases.__name__ for cases in ALL], help="measure these alone")
     arguments = parser.parse_args(argv)
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "isa": native.isa,
-        "load": [round(load, 2) for load in os.getloadavg()],
-        "torch": torch.__version__,
-        "refiners": refiners.__version__,
-        "python": platform.python_version(),
-        "cases": [],
-    }
+    report = environment() | {"cases": list[dict[str, Any]]()}
     flush, plan = make_flush("cpu"), Plan(arguments.min_time, max_rounds=200)
     for cases in (each for each in ALL if arguments.only in (None, each.__name__)):
         report["cases"] += [measure(case, plan, flush) for case in cases()]
-    print(table(report), end="")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    if arguments.table:
-        arguments.table.write_text(table(report))
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    write(report, table, arguments)
 
 
 if __name__ == "__main__":

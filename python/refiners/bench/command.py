@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
+from refiners.bench.environment import environment
 from refiners.bench.lora_linear import DTYPES, Problem, Result, measure
 from refiners.bench.measure import Plan
 from refiners.bench.options import positive_integers, positive_number, some_devices, some_of
-from refiners.bench.report import as_json, as_table, environment
+from refiners.bench.report import as_json, as_table
 from refiners.bench.shapes import MODELS, limit_rows, load_shapes
+from refiners.ops.library import native
 from refiners.options import OneLineParser, natural, new_file
 
 _DESCRIPTION = """\
@@ -39,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
         arguments = _make_parser().parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
-    facts = environment(shlex.join(["python", "-m", "refiners", "bench", *argv]))
+    choices = {name: ", ".join(native.explain_lora_linear(name, True)) for name in ("float32", "bfloat16")}
+    command = shlex.join(["python", "-m", "refiners", "bench", *argv])
+    facts = environment(command=command) | {"lora_linear": choices}
     plan = Plan(arguments.min_time or (0.2 if arguments.full else 0.02), max_rounds=100 if arguments.full else 20)
     problems = choose_problems(arguments)
     results: list[Result] = []

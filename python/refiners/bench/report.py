@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from refiners import __version__
 from refiners.bench.lora_linear import Result, bytes_moved, flops
-from refiners.ops.library import native
 
 _CASE = ("layer", "layers", "rank", "dtype", "device", "candidate")
 _FIGURES = ("GFLOP", "MB", "best ms", "median ms", "spread %", "CPU ms", "GFLOP/s", "% over bare", "% of separate")
@@ -29,28 +21,6 @@ _TOTAL = (
     "separate %",
     "% of separate",
 )
-
-
-def environment(command: str) -> dict[str, Any]:
-    """Say what the figures are measured on; call it before the run, so that the load is that of the neighbours."""
-    return {
-        "command": command,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_model(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_before": [round(load, 2) for load in os.getloadavg()],
-        "refiners": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "lora_linear": {name: ", ".join(native.explain_lora_linear(name, True)) for name in ("float32", "bfloat16")},
-    }
-
-
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def totals(results: Sequence[Result]) -> list[dict[str, Any]]:
