@@ -28,6 +28,7 @@ from refiners.fluxion.adapters.lora import (
 )
 from refiners.fluxion.adapters.lora.attach import MERGED, attach_loras
 from refiners.fluxion.adapters.lora.places import find_places
+from refiners.fluxion.adapters.lora.search import find_updates
 
 Make = Callable[[str, fl.Linear | fl.Conv2d], LayerUpdate]
 
@@ -201,7 +202,32 @@ def wrong_scale(chain: fl.Chain) -> str:
 def integers(chain: fl.Chain) -> str:
     layer = layers_of(chain)[0]
     layer._parameters["weight"] = nn.Parameter(torch.ones(1, dtype=torch.int8), requires_grad=False)
-    return "weight of .* is a Parameter of torch.int8, expected ordinary floating-point numbers"
+    return "weight of .* is a Parameter of torch.int8, expected one of float16"
+
+
+def eight_bits(chain: fl.Chain) -> str:
+    layer = layers_of(chain)[0]
+    layer._parameters["weight"] = nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    return "weight of .* is a Parameter of torch.float8_e4m3fn, expected one of float16"
+
+
+def several_places(chain: fl.Chain) -> str:
+    chain.append(fl.Chain(next(each for each in layers_of(chain) if type(each) is fl.Linear)))
+    return r"the layer Linear\(.*\) is in several places of the model, which would change as well"
+
+
+def tied_weights(chain: fl.Chain) -> str:
+    one, other, *_ = [each for each in layers_of(chain) if isinstance(each, fl.Linear)]
+    one.weight = other.weight
+    return r"the layer Linear\(.*\) shares a weight with another one"
+
+
+_copies: list[fl.Chain] = []
+
+
+def structural_copies(chain: fl.Chain) -> str:
+    _copies.append(chain.structural_copy())
+    return r"the layer .* is also that of a structural copy, which would change as well"
 
 
 def two_convolutions(chain: fl.Chain) -> str:
@@ -211,7 +237,9 @@ def two_convolutions(chain: fl.Chain) -> str:
     return "are not one like"
 
 
-@pytest.mark.parametrize("spoil", [wrong_scale, integers, two_convolutions])
+@pytest.mark.parametrize(
+    "spoil", [wrong_scale, integers, eight_bits, several_places, tied_weights, structural_copies, two_convolutions]
+)
 def test_what_cannot_be_merged_changes_nothing(spoil: Callable[[fl.Chain], str]) -> None:
     chain = tree()
     attach(chain, "style", lora)
@@ -292,3 +320,48 @@ def test_a_failure_in_the_middle_changes_nothing(
         acts[action](["b"])
     assert merged.names == names and repr(chain) == drawn and torch.equal(chain(x), before)
     assert all(update.scale == 1 for update in merged.updates)
+
+
+def test_what_was_a_structural_copy_hinders_nobody() -> None:
+    chain = tree()
+    attach(chain, "style", lora)
+    x = torch.randn(1, 8, 4, 4)
+    expected = chain(x)
+    copied = chain.structural_copy()
+    del copied
+    MergedLoras(chain).merge(["style"])
+    torch.testing.assert_close(chain(x), expected)
+
+
+def test_a_structural_copy_is_merged_when_the_original_is_gone() -> None:
+    chain = tree()
+    attach(chain, "style", lora)
+    x = torch.randn(1, 8, 4, 4)
+    copied, expected = chain.structural_copy(), chain(x)
+    with pytest.raises(ValueError, match="structural copy"):
+        MergedLoras(copied).merge(["style"])
+    del chain
+    MergedLoras(copied).merge(["style"])
+    torch.testing.assert_close(copied(x), expected)
+
+
+class Without(fl.Chain, fl.Adapter[fl.Chain]):
+    """Do without the target."""
+
+    def __init__(self, target: fl.Chain) -> None:
+        with self.setup_adapter(target):
+            super().__init__(fl.Identity())
+
+
+@pytest.mark.parametrize("is_merged", [True, False])
+def test_updates_behind_an_adapter_that_does_without_them_are_known(is_merged: bool) -> None:
+    chain = tree()
+    attach(chain, "style", lora)
+    merged = MergedLoras(chain)
+    if is_merged:
+        merged.merge(["style"])
+    count = len(find_updates([chain]).merged if is_merged else find_updates([chain]).attached)
+    adapter = Without(chain.layer("Residual_2", fl.Residual)).inject()
+    found = find_updates([chain])
+    assert count == len(found.merged if is_merged else found.attached) == 4
+    adapter.eject()

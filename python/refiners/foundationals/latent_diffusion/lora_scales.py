@@ -34,13 +34,16 @@ class WeighedLoras(LorasByOrder):
         super().__init__(target)
         self._order: list[str] = []  # the names, as they were added
         self._merged = MergedLoras(self.unet, self.clip_text_encoder)
-        self._schedules = LoraSchedules(target, lambda: self._find().attached)
+        self._schedules = LoraSchedules.of(target)
 
     @property
     def lora_adapters(self) -> list[LoraAdapter]:
         """The adapters that hold LoRAs, those of the U-Net first."""
         networks = (self.unet, self.clip_text_encoder)
-        return [adapter for network in networks for adapter in network.layers(LoraAdapter, recurse=True)]
+        adapters = {id(each): each for network in networks for each in network.layers(LoraAdapter, recurse=True)}
+        parents = (update.parent for update in self._find().attached)  # behind adapters that do without them, too
+        adapters |= {id(each): each for each in parents if isinstance(each, LoraAdapter)}
+        return list(adapters.values())
 
     @property
     def loras(self) -> list[LayerUpdate]:
@@ -148,6 +151,7 @@ class WeighedLoras(LorasByOrder):
             ValueError: If there is no such LoRA or block, or a number is not finite; nothing was changed.
         """
         self._check_names([name])
+        self._schedules.restore()
         factors = factors_of(self.target, scales)
         found = {block: find_updates(roots) for block, roots in blocks_of(self.target).items()}
         by_update = {
@@ -167,6 +171,7 @@ class WeighedLoras(LorasByOrder):
             ValueError: If there is none of this name.
         """
         self._check_names([name])
+        self._schedules.restore()
         factors: dict[str, float] = {}
         for block, roots in blocks_of(self.target).items():
             found = find_updates(roots)

@@ -10,7 +10,7 @@ from torch import Tensor
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
 from refiners.fluxion.adapters.lora.factors import apply_weight, per_channel
-from refiners.fluxion.adapters.lora.multipliers import Multipliers
+from refiners.fluxion.adapters.lora.multipliers import Multipliers, count_samples
 from refiners.fluxion.adapters.lora.plain import find_plain_parts, is_idle, is_simple
 from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
@@ -44,6 +44,8 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         x, (layer, weight, bias, downs, ups, scales) = args[0], plain
         if plain.are_idle:
             return layer(x)
+        if x.shape[0] == 1 and (count := count_samples(scales)) > 1:  # what all samples share, such as the timestep
+            x = x.expand(count, *x.shape[1:])
         if isinstance(layer, fl.Linear):
             scale = self._multipliers.of(scales, x, x.shape[:-1])
             if any(up.dtype != x.dtype for up in ups):

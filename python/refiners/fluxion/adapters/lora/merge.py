@@ -14,9 +14,12 @@ from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 from refiners.fluxion.adapters.lora.attach import attach_loras
 from refiners.fluxion.adapters.lora.places import Place, find_places
 from refiners.fluxion.adapters.lora.region import Region
-from refiners.fluxion.adapters.lora.search import MERGED, Merged, find_updates, updates_in
+from refiners.fluxion.adapters.lora.search import MERGED, Merged, count_places, find_updates, updates_in
 from refiners.fluxion.adapters.lora.update import LayerUpdate, Scale
 from refiners.fluxion.bulk import collections_paused
+from refiners.fluxion.layers.shared import is_in_other_trees
+
+_ORDINARY = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class MergedLoras:
@@ -29,7 +32,8 @@ class MergedLoras:
 
     Where an update is made of the weight itself, as DoRA is, all updates of the layer are merged together or none.
     While updates are merged, the weights of their layers are not to be replaced by others: the pristine ones would come
-    back. A move or a cast of the model is no such change.
+    back. A move or a cast of the model is no such change. Nor are structural copies to be made: they share the layers,
+    and what is taken out of these is attached in one tree only.
 
     Args:
         roots: The chains with the layers.
@@ -54,10 +58,11 @@ class MergedLoras:
         """Put the attached updates of some names into the weights.
 
         Raises:
-            ValueError: If a multiplier is a tensor, a weight is no ordinary one, an update is none of a weight, or one
-                that is made of the weight would stay; nothing was changed.
+            ValueError: If a multiplier is a tensor, a weight is no ordinary one or is shared with something else, an
+                update is none of a weight, or one that is made of the weight would stay; nothing was changed.
         """
         wanted = _as_set(names)
+        counts = count_places(self.roots)
         found: list[tuple[LoraAdapter, LayerUpdate]] = []
         before: dict[fl.WeightedModule, tuple[LayerUpdate, ...]] = {}
         after: dict[fl.WeightedModule, tuple[LayerUpdate, ...]] = {}
@@ -65,6 +70,7 @@ class MergedLoras:
             chosen = [update for update in _children(adapter) if update.name in wanted]
             if chosen:
                 _check(adapter.target, chosen)
+                self._check_is_alone(adapter.target, chosen[0].name, counts)
                 _check_others(adapter.target, [each for each in adapter.lora_layers if each.name not in wanted])
                 found += [(adapter, update) for update in chosen]
                 before[adapter.target] = updates_in(adapter.target)
@@ -138,8 +144,23 @@ class MergedLoras:
         return find_updates(self.roots).layers
 
     def _adapters(self) -> Iterator[LoraAdapter]:
-        for root in self.roots:
-            yield from list(root.layers(LoraAdapter, recurse=True))
+        yield from {
+            id(each.parent): each.parent
+            for each in find_updates(self.roots).attached
+            if isinstance(each.parent, LoraAdapter)
+        }.values()
+
+    def _check_is_alone(self, layer: fl.WeightedModule, name: str, counts: Mapping[int, int]) -> None:
+        """Raise `ValueError` if a change of the weights of a layer would change something else."""
+        where = ""
+        if counts[id(layer)] > 1:
+            where = "is in several places of the model"
+        elif any(counts[id(parameter)] > 1 for parameter in layer.parameters(recurse=False)):
+            where = "shares a weight with another one"
+        elif is_in_other_trees(layer, self.roots):
+            where = "is also that of a structural copy"
+        if where:
+            raise ValueError(f"LoRA {name!r} cannot be merged: the layer {layer} {where}, which would change as well")
 
     @contextmanager
     def _undone(
@@ -232,10 +253,10 @@ def _check(layer: fl.WeightedModule, updates: Iterable[LayerUpdate]) -> None:
         check_mergeable(update.name, update.total_scale)
         update.check_mergeable(layer)
         for name, parameter in layer.named_parameters(recurse=False):
-            if type(parameter) is not nn.Parameter or not parameter.dtype.is_floating_point:
+            if type(parameter) is not nn.Parameter or parameter.dtype not in _ORDINARY:
                 raise ValueError(
                     f"LoRA {update.name!r} cannot be merged: {name} of {layer} is a {type(parameter).__name__} of"
-                    f" {parameter.dtype}, expected ordinary floating-point numbers"
+                    f" {parameter.dtype}, expected one of float16, bfloat16, float32 or float64"
                 )
 
 

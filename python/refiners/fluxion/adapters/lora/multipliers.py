@@ -53,6 +53,11 @@ class Multipliers:
         return tensor
 
 
+def count_samples(scales: Sequence[float | Tensor | Region]) -> int:
+    """Give the number of samples for which there are multipliers: 1 where they are the same for all."""
+    return max((scale.shape[0] for scale in scales if isinstance(scale, Tensor) and scale.ndim > 0), default=1)
+
+
 def _stack(scales: Sequence[float | Tensor | Region], x: Tensor, places: tuple[int, ...], dtype: DType) -> Tensor:
     found = [scale.at(places, x.device, dtype) if isinstance(scale, Region) else scale for scale in scales]
     tensors = [torch.as_tensor(scale, dtype=dtype, device=x.device) for scale in found]

@@ -12,6 +12,7 @@ from refiners.fluxion.layers.chain.errors import ReturnException, chain_error, e
 from refiners.fluxion.layers.chain.keys import appended, generate_unique_names, popped
 from refiners.fluxion.layers.chain.search import Searchable, T
 from refiners.fluxion.layers.module import ContextModule, Module, WeightedModule, structural_copy
+from refiners.fluxion.layers.shared import share
 from refiners.ops.portable_path import take_interruption
 
 if TYPE_CHECKING:
@@ -322,6 +323,7 @@ class Chain(Searchable):
         for child in children:
             if isinstance(child, ContextModule):
                 child._adopt(clone)
+        share((child for child in children if not isinstance(child, ContextModule)), self, clone)
         getattr(clone, "_post_structural_copy", _nothing)(self)
         return clone
 
