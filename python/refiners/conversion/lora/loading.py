@@ -93,6 +93,8 @@ def _attach(
     if by_order is not None and not any(update.path for update in plan.updates):  # no name is known
         plan = plan.by_order(_BY_ORDER)
     if not partial:
+        if by_order is None:
+            _check_names(plan)
         plan.check()
     if not plan.of_status("fits", "by order"):
         raise ValueError(_nothing_to_attach(plan, scopes))
@@ -103,6 +105,16 @@ def _attach(
     if unnamed and by_order is not None:
         _attach_unnamed(unnamed, by_order, tensors)
     return plan
+
+
+def _check_names(plan: LoraPlan) -> None:
+    """Raise `ValueError` if none of the names of updates is known: the file is for another kind of model."""
+    if all(update.status == "unknown" for update in plan.updates):
+        first = printable(plan.updates[0].name)
+        raise ValueError(
+            f"{plan.label}: no layer of the model has one of the names of its {len(plan.updates)} updates, such as"
+            f" {first}: it may be for another kind of model (by_order=True attaches updates by order and shape)"
+        )
 
 
 def plan_for(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from refiners.fluxion.adapters.lora import Region
+from refiners.foundationals.latent_diffusion.warning import warn_user
 from refiners.ops.transforms import is_autocast
 
 T = TypeVar("T")
@@ -148,6 +150,19 @@ def check_batch(x: object, clip_text_embedding: object, guided: bool, weight: Te
         )
 
 
+def check_name(name: object) -> None:
+    """Raise unless the name of a LoRA is a text.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If it is empty.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a text, got {shown(name)}")
+    if not name:
+        raise ValueError("name must not be empty")
+
+
 def check_scale(name: str, scale: object) -> None:
     """Raise unless the scale of a LoRA is a finite number or a tensor; one on another device than the CPU is not read.
 
@@ -173,6 +188,14 @@ def check_scopes(scopes: Mapping[Any, Sequence[object]]) -> None:
             is_list = isinstance(names, Collection) and not isinstance(names, str)
             if names is not None and not (is_list and all(isinstance(each, str) for each in cast("list[Any]", names))):
                 raise TypeError(f"{part}_{kind} must be a list of names of classes, got {shown(cast(object, names))}")
+
+
+def warn_of_unknown(part: str, asked: Collection[str], known: Collection[str]) -> None:
+    """Warn of names of classes that leave nothing out and nothing in, since a network has no chain of them."""
+    for name in sorted({*asked} - {*known}):
+        close = get_close_matches(name, known, 1)
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        warn_user(f"no chain in the {part} is a {name!r}, as inclusions or exclusions have it{hint}")
 
 
 def shown(value: object) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora import Lora, LoraAdapter, Region, auto_attach_loras
 from refiners.fluxion.adapters.lora.update import Scale
-from refiners.foundationals.latent_diffusion.checks import check_scale, check_scopes
+from refiners.foundationals.latent_diffusion.checks import check_name, check_scale, check_scopes, warn_of_unknown
 from refiners.foundationals.latent_diffusion.lora_merge import MergeableLoras
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class SDLoraManager(MergeableLoras):
         text_encoder_inclusions: list[str] | None = None,
         text_encoder_exclusions: list[str] | None = None,
         partial: bool = False,
+        by_order: bool = False,
     ) -> LoraPlan:
         """Add the LoRA in a file, of which one tensor at a time is read; see `add_loras`.
 
@@ -54,6 +56,7 @@ class SDLoraManager(MergeableLoras):
             text_encoder_inclusions: See there.
             text_encoder_exclusions: See there.
             partial: See there.
+            by_order: See there.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -68,6 +71,7 @@ class SDLoraManager(MergeableLoras):
             (unet_inclusions, unet_exclusions, None),
             (text_encoder_inclusions, text_encoder_exclusions),
             partial,
+            by_order,
         )
 
     def add_loras(
@@ -83,12 +87,11 @@ class SDLoraManager(MergeableLoras):
         text_encoder_exclusions: list[str] | None = None,
         *,
         partial: bool = False,
+        by_order: bool = False,
     ) -> LoraPlan:
         """Add the updates of a file, each to the layer that it is named after: all of them, or none.
 
-        The multiplier of the file, alpha / rank, applies beside `scale`; historically it was ignored. Updates whose
-        names are not known are attached by order and shape, as all of them once were, and a warning says so; see
-        `add_loras_to_unet`.
+        The multiplier of the file, alpha / rank, applies beside `scale`; historically it was ignored.
 
         Args:
             name: How to call it.
@@ -97,10 +100,12 @@ class SDLoraManager(MergeableLoras):
             unet_inclusions: If given, only layers of the U-Net with a chain of one of these classes above them; updates
                 of other layers are left out.
             unet_exclusions: No layers with a chain of one of these classes above them.
-            unet_preprocess: For unknown names; see `add_loras_to_unet`.
+            unet_preprocess: For updates that are attached by order, which it asks for; see `add_loras_to_unet`.
             text_encoder_inclusions: As `unet_inclusions`, for the text encoder.
             text_encoder_exclusions: As `unet_exclusions`, for the text encoder.
             partial: Whether to attach what can be attached, and leave the rest, rather than to fail.
+            by_order: Whether to attach the updates of a file of which no name is known by their order and shapes, as
+                all of them once were, with a warning: it is wrong where their order is not that of the layers.
 
         Returns:
             What became of each update.
@@ -118,6 +123,7 @@ class SDLoraManager(MergeableLoras):
             (unet_inclusions, unet_exclusions, unet_preprocess),
             (text_encoder_inclusions, text_encoder_exclusions),
             partial,
+            by_order or unet_preprocess is not None,
         )
 
     def _add(
@@ -128,23 +134,25 @@ class SDLoraManager(MergeableLoras):
         unet: tuple[list[str] | None, list[str] | None, dict[str, str] | None],
         text_encoder: tuple[list[str] | None, list[str] | None],
         partial: bool,
+        by_order: bool = False,
     ) -> LoraPlan:
         from refiners.conversion.lora import attach_lora
 
+        check_name(name)
         check_scale(name, scale)
-        scopes: dict[Part, Scope] = {"unet": unet[:2], "text_encoder": text_encoder}
-        check_scopes(scopes)
+        if not isinstance(source, (Path, Mapping)):
+            raise TypeError(f"tensors must be those of a file by their keys, got {type(source).__name__}")
+        scopes = self._scopes(unet[:2], text_encoder)
         if name in self.names:
             raise AssertionError(f"LoRA {name} already exists")
 
-        def by_order(loras: dict[str, Lora[Any]]) -> None:
+        def attach_in_order(loras: dict[str, Lora[Any]]) -> None:
             self._attach_by_order(loras, unet, text_encoder)
 
         try:
             first = 1.0 if isinstance(scale, Region) else scale  # what has no places is not known before
-            plan = attach_lora(
-                self.target, name, source, scale=first, scopes=scopes, partial=partial, by_order=by_order
-            )
+            asked = attach_in_order if by_order else None
+            plan = attach_lora(self.target, name, source, scale=first, scopes=scopes, partial=partial, by_order=asked)
             if isinstance(scale, Region):
                 self._set_scales({name: scale}, self._find())
         except BaseException:
@@ -152,6 +160,17 @@ class SDLoraManager(MergeableLoras):
             raise
         self._order.append(name)
         return plan
+
+    def _scopes(self, unet: Scope, text_encoder: Scope) -> dict[Part, Scope]:
+        """Give where in each network there may be updates; warn of classes that it has no chain of."""
+        scopes: dict[Part, Scope] = {"unet": unet, "text_encoder": text_encoder}
+        check_scopes(scopes)
+        networks: dict[Part, fl.Chain] = {"unet": self.unet, "text_encoder": self.clip_text_encoder}
+        for part, network in networks.items():
+            if asked := {name for names in scopes[part] for name in names or ()}:
+                chains = (*network.get_parents(), network, *network.layers(fl.Chain, recurse=True))
+                warn_of_unknown(part, asked, {type(chain).__name__ for chain in chains})
+        return scopes
 
     # --- replace ------------------------------------------------------------------------------------------------------
 
@@ -197,8 +216,7 @@ class SDLoraManager(MergeableLoras):
         if scale is not None:
             check_scale(name, scale)
         unet, text_encoder = (unet_inclusions, unet_exclusions), (text_encoder_inclusions, text_encoder_exclusions)
-        scopes: dict[Part, Scope] = {"unet": unet, "text_encoder": text_encoder}
-        check_scopes(scopes)
+        scopes = self._scopes(unet, text_encoder)
         found = self._find()
         self._check_names([name], found)
         if name in {update.name for update in found.merged}:

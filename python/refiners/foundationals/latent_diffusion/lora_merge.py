@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import device as Device
+
 from refiners.fluxion.adapters.lora import LayerUpdate
 from refiners.fluxion.bulk import collections_paused
 from refiners.foundationals.latent_diffusion.lora_weights import ReadableLoras
@@ -54,14 +56,16 @@ class MergeableLoras(ReadableLoras):
 
     # --- merge --------------------------------------------------------------------------------------------------------
 
-    def merge(self, *names: str) -> None:
+    def merge(self, *names: str, keep_on: Device | str | None = None) -> None:
         """Put LoRAs into the weights of their layers, where they cost nothing; see `MergedLoras`.
 
         They keep their names and multipliers: a new multiplier changes the weights at once. The weights as they were
-        are kept beside, on the device of the model.
+        are kept beside.
 
         Args:
             names: Which (default: all).
+            keep_on: Where the weights as they were are kept (default: on the device of each); `"cpu"` saves memory of
+                a GPU.
 
         Raises:
             ValueError: If there is none of a name, or one cannot be merged; nothing was changed.
@@ -71,6 +75,7 @@ class MergeableLoras(ReadableLoras):
         wanted = [name for name in names or self.names if name not in merged]
         if scheduled := [name for name in wanted if name in self._schedules.by_name]:
             raise ValueError(f"LoRA {scheduled[0]!r} has another multiplier at each step: it cannot be merged")
+        self._merged.keep_on = keep_on
         self._merged.merge(wanted)
 
     def unmerge(self, *names: str) -> None:

@@ -1,14 +1,17 @@
-"""Our own files are understood, and updates of unknown names go by order and shape, with a warning."""
+"""Our own files are understood, and updates of unknown names go by order and shape where that is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_models import draw, make_sd1, make_xl
 from torch import Tensor
 
+from refiners.fluxion.utils import save_to_safetensors
 from refiners.foundationals.latent_diffusion import (
     LatentDiffusionModel,
 )
@@ -54,30 +57,50 @@ def unknown(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensors[key] for name, key in zip(names, order)}
 
 
-def test_unknown_names_go_by_order_with_a_warning(manager: SDLoraManager, style: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("asked", [{"by_order": True}, {"unet_preprocess": {}}], ids=str)
+def test_unknown_names_go_by_order_with_a_warning(
+    manager: SDLoraManager, style: dict[str, Tensor], asked: dict[str, Any]
+) -> None:
     manager.add_loras("known", {key: value for key, value in style.items() if "alpha" not in key})
     with pytest.warns(UserWarning, match="no layers are known by the names of 128 updates, such as unet_0_layer_0"):
-        plan = manager.add_loras("order", unknown(style), scale=0.5, unet_inclusions=["CrossAttentionBlock"])
+        plan = manager.add_loras("order", unknown(style), scale=0.5, unet_inclusions=["CrossAttentionBlock"], **asked)
     assert plan.is_whole and len(plan.of_status("by order")) == 128 and manager.scales["order"] == 0.5
     for adapter in manager.lora_adapters:
         assert torch.equal(adapter.loras["known"].down.weight, adapter.loras["order"].down.weight)
+
+
+def test_nothing_goes_by_order_that_is_not_asked_to(
+    manager: SDLoraManager, style: dict[str, Tensor], tmp_path: Path
+) -> None:
+    tensors = unknown(style)
+    save_to_safetensors(tmp_path / "order.safetensors", tensors)
+    expected = r"one of the names of its 128 updates, such as unet_0_layer_0: it may be for another .* \(by_order=True"
+    with pytest.raises(ValueError, match=expected):
+        manager.add_loras("order", tensors)
+    with pytest.raises(ValueError, match=expected):
+        manager.load("order", tmp_path / "order.safetensors")
+    with pytest.raises(ValueError, match="no update would be attached"):
+        manager.add_loras("order", tensors, partial=True)
+    assert manager.names == []
+    with pytest.warns(UserWarning, match="by the names of 128 updates"):
+        manager.load("order", tmp_path / "order.safetensors", unet_inclusions=["CrossAttentionBlock"], by_order=True)
 
 
 @pytest.mark.filterwarnings("ignore:no layers are known by the names:UserWarning")
 def test_unknown_names_that_do_not_cover_a_shape_are_an_error(manager: SDLoraManager, style: dict[str, Tensor]) -> None:
     tensors = unknown(draw(manager.target, r"attn2\."))
     with pytest.raises(ValueError, match="sanity check failed: .* attached twice"):
-        manager.add_loras("order", tensors)  # there are layers of these shapes in self-attention
+        manager.add_loras("order", tensors, by_order=True)  # there are layers of these shapes in self-attention
     half = {**style, "unet_other.lora_down.weight": torch.randn(2, 5), "unet_other.lora_up.weight": torch.randn(5, 2)}
     with pytest.raises(ValueError, match="1 of 129 updates cannot be attached, .*\n  1: no layer has this name"):
-        manager.add_loras("half", half)
+        manager.add_loras("half", half, by_order=True)
     assert manager.names == []
 
 
 def test_keys_of_no_known_ending_go_by_order_two_by_two(manager: SDLoraManager, style: dict[str, Tensor]) -> None:
     pairs = {f"layer_{i:03}.{i % 2}.weight": value for i, value in enumerate(unknown(style).values())}
     with pytest.warns(UserWarning, match="by the names of 128 updates"):
-        manager.add_loras("order", pairs, unet_inclusions=["CrossAttentionBlock"])
+        manager.add_loras("order", pairs, unet_inclusions=["CrossAttentionBlock"], by_order=True)
     assert len(manager.loras) == 128
 
 

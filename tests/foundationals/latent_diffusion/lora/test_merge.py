@@ -7,6 +7,7 @@ import torch
 from small_models import assert_same, draw, make_sd1, state_of
 from torch import Tensor
 
+from refiners.fluxion.adapters.lora import MergedLoras
 from refiners.foundationals.latent_diffusion import StableDiffusion_1
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 
@@ -105,3 +106,11 @@ def test_names(two: SDLoraManager) -> None:
     two.merge()
     two.merge()
     assert sorted(two.merged_names) == ["other", "style"]
+
+
+def test_pristine_weights_are_kept_where_asked(two: SDLoraManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(MergedLoras, "merge", lambda merged, names: asked.append((merged.keep_on, names)))
+    two.merge("style", keep_on="cpu")
+    two.merge()
+    assert asked == [("cpu", ["style"]), (None, ["style", "other"])]

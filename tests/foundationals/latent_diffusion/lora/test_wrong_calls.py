@@ -48,7 +48,7 @@ def test_a_number_of_numpy_is_a_scale(manager: SDLoraManager, style: dict[str, T
     ("scopes", "named"),
     [
         ({"unet_inclusions": []}, r"with unet_inclusions=\[\]:"),
-        ({"unet_inclusions": ["CrossAtention"]}, r"with unet_inclusions=\['CrossAtention'\]:"),
+        ({"unet_inclusions": ["ResidualBlock"]}, r"with unet_inclusions=\['ResidualBlock'\]:"),
         ({"unet_exclusions": ["SD1UNet"]}, r"with unet_exclusions=\['SD1UNet'\]:"),
         (
             {"unet_inclusions": [], "text_encoder_exclusions": ["Residual"]},
@@ -105,3 +105,34 @@ def test_unknown_names_are_told_alike(manager: SDLoraManager, style: dict[str, T
             call("b")
     with pytest.raises(AssertionError, match=f"Scales keys must be a subset of the names: {expected}"):
         manager.set_scale("b", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "expected"),
+    [
+        ({"unet_inclusions": ["MidleBlock", "UpBlocks"]}, "no chain in the unet is a 'MidleBlock'.*'MiddleBlock'"),
+        ({"unet_exclusions": ["Foo"]}, "no chain in the unet is a 'Foo', as inclusions or exclusions have it$"),
+        ({"text_encoder_exclusions": ["TransformerLayr"]}, "in the text_encoder .*did you mean 'TransformerLayer'"),
+    ],
+    ids=str,
+)
+def test_names_of_no_chain_are_told(
+    scopes: dict[str, Any], expected: str, manager: SDLoraManager, style: dict[str, Tensor]
+) -> None:
+    with pytest.warns(UserWarning, match=expected) as caught:
+        manager.add_loras("style", style, **scopes)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match=expected):
+        manager.replace("style", style, **scopes)
+
+
+@pytest.mark.parametrize("name", ["", 3, None], ids=repr)
+def test_names_are_texts(name: Any, manager: SDLoraManager, style: dict[str, Tensor], tmp_path: Path) -> None:
+    for call in (lambda: manager.add_loras(name, style), lambda: manager.load(name, tmp_path / "x.safetensors")):
+        with pytest.raises((TypeError, ValueError), match="name must"):
+            call()
+
+
+def test_tensors_are_given_by_their_keys(manager: SDLoraManager) -> None:
+    with pytest.raises(TypeError, match="tensors must be those of a file by their keys, got list"):
+        manager.add_loras("style", [1])  # pyright: ignore[reportArgumentType]

@@ -14,7 +14,7 @@ from refiners.fluxion.adapters.lora.adapter import LoraAdapter
 from refiners.fluxion.adapters.lora.attach import attach_loras
 from refiners.fluxion.adapters.lora.places import Place, find_places
 from refiners.fluxion.adapters.lora.region import Region
-from refiners.fluxion.adapters.lora.search import MERGED, Merged, count_places, find_updates, updates_in
+from refiners.fluxion.adapters.lora.search import MERGED, Merged, Places, find_updates, updates_in
 from refiners.fluxion.adapters.lora.update import LayerUpdate, Scale
 from refiners.fluxion.bulk import collections_paused
 from refiners.fluxion.layers.shared import is_in_other_trees
@@ -62,7 +62,7 @@ class MergedLoras:
                 update is none of a weight, or one that is made of the weight would stay; nothing was changed.
         """
         wanted = _as_set(names)
-        counts = count_places(self.roots)
+        places = Places(self.roots)
         found: list[tuple[LoraAdapter, LayerUpdate]] = []
         before: dict[fl.WeightedModule, tuple[LayerUpdate, ...]] = {}
         after: dict[fl.WeightedModule, tuple[LayerUpdate, ...]] = {}
@@ -70,7 +70,7 @@ class MergedLoras:
             chosen = [update for update in _children(adapter) if update.name in wanted]
             if chosen:
                 _check(adapter.target, chosen)
-                self._check_is_alone(adapter.target, chosen[0].name, counts)
+                _check_is_alone(adapter.target, chosen[0].name, places)
                 _check_others(adapter.target, [each for each in adapter.lora_layers if each.name not in wanted])
                 found += [(adapter, update) for update in chosen]
                 before[adapter.target] = updates_in(adapter.target)
@@ -149,18 +149,6 @@ class MergedLoras:
             for each in find_updates(self.roots).attached
             if isinstance(each.parent, LoraAdapter)
         }.values()
-
-    def _check_is_alone(self, layer: fl.WeightedModule, name: str, counts: Mapping[int, int]) -> None:
-        """Raise `ValueError` if a change of the weights of a layer would change something else."""
-        where = ""
-        if counts[id(layer)] > 1:
-            where = "is in several places of the model"
-        elif any(counts[id(parameter)] > 1 for parameter in layer.parameters(recurse=False)):
-            where = "shares a weight with another one"
-        elif is_in_other_trees(layer, self.roots):
-            where = "is also that of a structural copy"
-        if where:
-            raise ValueError(f"LoRA {name!r} cannot be merged: the layer {layer} {where}, which would change as well")
 
     @contextmanager
     def _undone(
@@ -258,6 +246,19 @@ def _check(layer: fl.WeightedModule, updates: Iterable[LayerUpdate]) -> None:
                     f"LoRA {update.name!r} cannot be merged: {name} of {layer} is a {type(parameter).__name__} of"
                     f" {parameter.dtype}, expected one of float16, bfloat16, float32 or float64"
                 )
+
+
+def _check_is_alone(layer: fl.WeightedModule, name: str, places: Places) -> None:
+    """Raise `ValueError` if a change of the weights of a layer would change something else."""
+    where = ""
+    if places.counts[id(layer)] > 1:
+        where = "is in several places of the model"
+    elif any(places.counts[id(parameter)] > 1 for parameter in layer.parameters(recurse=False)):
+        where = "shares a weight with another one"
+    elif is_in_other_trees(layer, places.roots):
+        where = "is also that of a structural copy"
+    if where:
+        raise ValueError(f"LoRA {name!r} cannot be merged: the layer {layer} {where}, which would change as well")
 
 
 def _check_others(layer: fl.WeightedModule, others: Iterable[LayerUpdate]) -> None:

@@ -73,20 +73,27 @@ def find_updates(roots: Iterable[nn.Module]) -> Found:
     return found
 
 
-def count_places(roots: Iterable[nn.Module]) -> Counter[int]:
-    """Count in how many places each module is below some chains, and in how many modules each parameter, by `id`."""
-    counts: Counter[int] = Counter()
-    to_do = list(roots)
-    while to_do:
-        module = to_do.pop()
-        state = module.__dict__
-        counts[id(module)] += 1
-        if counts[id(module)] == 1:
-            counts.update(id(parameter) for parameter in state["_parameters"].values() if parameter is not None)
-            to_do.extend(state["_modules"].values())
-            if "_target" in state and (left_out := _left_out(module)) is not None:
-                to_do.append(left_out)
-    return counts
+class Places:
+    """In how many places the modules and parameters below some chains are.
+
+    Attributes:
+        counts: The number of places of each module, and of modules of each parameter, by `id`.
+        roots: The chains, and the targets that adapters below them do without.
+    """
+
+    def __init__(self, roots: Iterable[nn.Module]) -> None:
+        self.counts: Counter[int] = Counter()
+        self.roots = list(roots)
+        to_do = list(self.roots)
+        while to_do:
+            module = to_do.pop()
+            state = module.__dict__
+            self.counts[id(module)] += 1
+            if self.counts[id(module)] == 1:
+                self.counts.update(id(each) for each in state["_parameters"].values() if each is not None)
+                to_do.extend(state["_modules"].values())
+                if "_target" in state and (left_out := _left_out(module)) is not None:
+                    self.roots.append(left_out)
 
 
 def _left_out(adapter: nn.Module) -> nn.Module | None:
