@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, device as Device, dtype as DType
 
 from refiners.conversion.checkpoint import TensorSource
 from refiners.conversion.lora.keys import Role
-from refiners.conversion.lora.kinds import Kind
+from refiners.conversion.lora.kinds import LOW_RANK, Kind
 from refiners.conversion.lora.kinds.kind import NUMBERS
 from refiners.conversion.lora.plan import LoraPlan, Update
 from refiners.conversion.lora.targets import Targets
@@ -67,10 +67,10 @@ def check_finite(sums: Iterable[Tensor], plan: LoraPlan, source: TensorSource, t
 def read_tensors(update: Update, kind: Kind, source: TensorSource, device: Device, dtype: DType) -> dict[Role, Tensor]:
     """Read the tensors of an update, those that carry its scale multiplied by it."""
     keys = {role: key for role, key in update.keys.items() if role not in NUMBERS}
-    scaled = kind.scaled(keys)
+    scales = _scales(kind, keys, update.scale, dtype)
     tensors: dict[Role, Tensor] = {}
     for role, key in keys.items():
-        scale = update.scale if role in scaled else 1.0
+        scale = scales.get(role, 1.0)
         is_exact = dtype in _WIDE and scale > 0 and math.frexp(scale)[0] == 0.5
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         if role in kind.less_one:
@@ -82,6 +82,17 @@ def read_tensors(update: Update, kind: Kind, source: TensorSource, device: Devic
         else:  # rounded once, however the file holds it
             tensors[role] = source.read(key, device, wide).mul_(scale).to(dtype)
     return tensors
+
+
+def _scales(kind: Kind, keys: Collection[Role], scale: float, dtype: DType) -> dict[Role, float]:
+    """Say what to multiply tensors by for their product to be multiplied by a scale.
+
+    The numbers of float16 are soon too small to be precise: there both matrices of a pair take half of the powers of 2.
+    """
+    if kind is LOW_RANK and dtype == torch.float16 and scale != 0:
+        half = 2.0 ** (math.frexp(scale)[1] // 2)
+        return {"down": half, "up": scale / half}
+    return dict.fromkeys(kind.scaled(keys), scale)
 
 
 def sum_of(tensor: Tensor) -> Tensor:

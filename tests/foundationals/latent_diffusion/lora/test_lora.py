@@ -11,6 +11,7 @@ from small_models import FIRST, TEXT, assert_same, draw, make_sd1, make_xl, name
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora import LinearLora
 from refiners.foundationals.clip.concepts import ConceptExtender
 from refiners.foundationals.latent_diffusion import (
     LatentDiffusionModel,
@@ -194,3 +195,24 @@ def test_lcm_loras() -> None:
 
 def test_the_core_is_at_hand() -> None:
     assert callable(auto_attach_loras) and issubclass(LoraAdapter, fl.Sum)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-5])
+def test_small_multipliers_of_files_are_precise_in_float16(size: float) -> None:
+    """Matrices of a high rank and a low alpha, which a single one of them times both would lose in float16."""
+    model = make_sd1().to(dtype=torch.float16)
+    manager = SDLoraManager(model)
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(64, 32, generator=generator) / 32**0.5, torch.randn(32, 64, generator=generator) * size
+    manager.add_loras(
+        "style",
+        {
+            f"{FIRST}.lora_down.weight": down.half(),
+            f"{FIRST}.lora_up.weight": up.half(),
+            f"{FIRST}.alpha": torch.tensor(0.7),
+        },
+    )
+    lora = next(each for each in manager.get_loras_by_name("style") if isinstance(each, LinearLora))
+    actual = lora.up.weight.double() @ lora.down.weight.double()
+    expected = up.half().double() @ down.half().double() * (0.7 / 64)
+    assert (actual - expected).norm() <= 1e-3 * expected.norm()
