@@ -67,10 +67,10 @@ def check_finite(sums: Iterable[Tensor], plan: LoraPlan, source: TensorSource, t
 def read_tensors(update: Update, kind: Kind, source: TensorSource, device: Device, dtype: DType) -> dict[Role, Tensor]:
     """Read the tensors of an update, those that carry its scale multiplied by it."""
     keys = {role: key for role, key in update.keys.items() if role not in NUMBERS}
-    scales = _scales(kind, keys, update.scale, dtype)
+    scaled = _scaled(update, kind, source, device, dtype)
     tensors: dict[Role, Tensor] = {}
     for role, key in keys.items():
-        scale = scales.get(role, 1.0)
+        scale = update.scale if role in scaled else 1.0
         is_exact = dtype in _WIDE and scale > 0 and math.frexp(scale)[0] == 0.5
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         if role in kind.less_one:
@@ -84,15 +84,17 @@ def read_tensors(update: Update, kind: Kind, source: TensorSource, device: Devic
     return tensors
 
 
-def _scales(kind: Kind, keys: Collection[Role], scale: float, dtype: DType) -> dict[Role, float]:
-    """Say what to multiply tensors by for their product to be multiplied by a scale.
+def _scaled(update: Update, kind: Kind, source: TensorSource, device: Device, dtype: DType) -> Collection[Role]:
+    """Say which tensors carry the scale of an update.
 
-    The numbers of float16 are soon too small to be precise: there both matrices of a pair take half of the powers of 2.
+    The numbers of float16 are soon too small to be precise: there the matrix of the larger ones is made smaller, or
+    that of the smaller ones larger.
     """
-    if kind is LOW_RANK and dtype == torch.float16 and scale != 0:
-        half = 2.0 ** (math.frexp(scale)[1] // 2)
-        return {"down": half, "up": scale / half}
-    return dict.fromkeys(kind.scaled(keys), scale)
+    roles = kind.scaled(update.keys)
+    if kind is not LOW_RANK or dtype != torch.float16 or update.scale in (0, 1) or device.type == "meta":
+        return roles
+    largest = {role: source.read(update.keys[role], device, torch.float32).abs().max() for role in ("down", "up")}
+    return ("down",) if bool(largest["down"] > largest["up"]) == (abs(update.scale) < 1) else ("up",)
 
 
 def sum_of(tensor: Tensor) -> Tensor:

@@ -106,9 +106,12 @@ def test_updates_have_the_dtype_of_their_layers(dtype: torch.dtype) -> None:
     manager.add_loras("style", tensors)
     assert {lora.up.weight.dtype for lora in manager.loras} == {dtype}
     lora = next(each for each in manager.loras if each.up.weight.shape == (32, 2))
-    expected = tensors[f"{FIRST}.lora_up.weight"]
-    exact = expected.double() * (torch.tensor(0.3).item() / 2)
-    assert torch.equal(lora.up.weight.data, (exact if dtype == torch.float64 else exact.float()).to(dtype))
+    larger = "down" if tensors[f"{FIRST}.lora_down.weight"].max() > tensors[f"{FIRST}.lora_up.weight"].max() else "up"
+    for part, weight in (("down", lora.down.weight), ("up", lora.up.weight)):
+        exact = tensors[f"{FIRST}.lora_{part}.weight"].double()
+        if part == (larger if dtype == torch.float16 else "up"):
+            exact *= torch.tensor(0.3).item() / 2
+        assert torch.equal(weight.data, (exact if dtype == torch.float64 else exact.float()).to(dtype))
 
 
 def test_scopes_leave_the_rest_out(manager: SDLoraManager, style: dict[str, Tensor]) -> None:
