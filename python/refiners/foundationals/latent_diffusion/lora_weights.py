@@ -55,7 +55,9 @@ class ReadableLoras(WeighedLoras):
         save_lora(self.target, name, path, format=format, metadata=metadata)
 
     def get_lora_weights(self, name: str, /) -> dict[str, Tensor]:
-        """Give the weights of a LoRA, multiplied by alpha / rank of its file; `add_loras` takes them.
+        """Give the weights of a LoRA, multiplied by alpha / rank of its file.
+
+        `add_loras` takes those of whole blocks. The numbers of others may mean several layers; `save` names each layer.
 
         Keys are `<path of the chain that holds the layer>.<number>.<class of the layer>.down.weight`, and `.up.weight`,
         where the adapted layers of a chain are numbered from 1.

@@ -68,5 +68,8 @@ def _stack(scales: Sequence[float | Tensor | Region], x: Tensor, places: tuple[i
 def _expanded(scale: Tensor, lead: tuple[int, ...]) -> Tensor:
     sizes = (*scale.shape, *[1] * (len(lead) - scale.ndim))
     if len(sizes) != len(lead) or any(size not in (1, full) for size, full in zip(sizes, lead)):
-        raise ValueError(f"a scale of shape {tuple(scale.shape)} does not fit a result with the places {lead}")
+        hint = ""
+        if scale.shape[0] * 2 == lead[0]:
+            hint = ": with guidance, the batch has the negative prompts first, then the positive ones"
+        raise ValueError(f"a scale of shape {tuple(scale.shape)} does not fit a result with the places {lead}{hint}")
     return scale.reshape(sizes).expand(lead)

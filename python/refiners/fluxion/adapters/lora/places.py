@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import refiners.fluxion.layers as fl
@@ -39,16 +39,18 @@ def find_places(root: fl.Chain) -> dict[str, Place]:
     Args:
         root: The chain.
     """
-    return dict(_walk(root, ""))
+    found: dict[str, Place] = {}
+    _collect(root, "", True, found)
+    return found
 
 
-def _walk(chain: fl.Chain, prefix: str, is_present: bool = True) -> Iterator[tuple[str, Place]]:
+def _collect(chain: fl.Chain, prefix: str, is_present: bool, found: dict[str, Place]) -> None:
     for key, child, parent in _children(chain):
         present = is_present and parent is not None
         if isinstance(child, fl.Chain):
-            yield from _walk(child, f"{prefix}{key}.", present)
+            _collect(child, f"{prefix}{key}.", present, found)
         elif isinstance(child, fl.WeightedModule):
-            yield prefix + key, Place(child, parent if present else None)
+            found[prefix + key] = Place(child, parent if present else None)
 
 
 def _children(chain: fl.Chain) -> Iterable[tuple[str, fl.Module, fl.Chain | None]]:
