@@ -133,7 +133,7 @@ def test_nothing_stays_behind_an_adapter_that_does_without_layers(
     assert style.names == []  # and the model is what it was, as the fixture asserts
 
 
-def test_multipliers_for_half_of_the_batch_are_told(style: SDLoraManager, sd1: StableDiffusion_1) -> None:
-    style.set_scale("style", torch.tensor([1.0, 0.0]))
+def test_multipliers_for_half_of_the_batch_are_told(manager: SDLoraManager, sd1: StableDiffusion_1) -> None:
+    manager.add_loras("style", draw(sd1, r"attn1\."), torch.tensor([1.0, 0.0]))
     with pytest.raises(Exception, match=r"a scale of shape \(2,\) does not fit .*: with guidance, the batch has the"):
         step_of(sd1, 2)
