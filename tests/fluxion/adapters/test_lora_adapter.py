@@ -109,6 +109,27 @@ def test_the_scale_of_an_unknown_name_is_an_error(adapter: LoraAdapter) -> None:
     assert adapter.scales == {"foo": 2.0, "bar": -1.0}, "nothing is set"
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("x", TypeError, "the scale of 'bar' must be a number or a tensor, got str"),
+        (None, TypeError, "the scale of 'bar' must be a number or a tensor, got NoneType"),
+        (float("nan"), ValueError, "the scale of 'bar' must be finite, got nan"),
+        (torch.tensor([float("inf"), 1.0]), ValueError, "the scale of 'bar' must be finite, got tensor"),
+    ],
+    ids=["text", "none", "not finite", "tensor"],
+)
+def test_a_wrong_scale_changes_nothing(adapter: LoraAdapter, value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        adapter.scale = {"foo": 5.0, "bar": value}
+    lora = adapter.loras["bar"]
+    with pytest.raises(error, match=message):
+        lora.scale = value
+    with pytest.raises(error, match=message):
+        LinearLora("bar", 6, 5, scale=value)
+    assert adapter.scales == {"foo": 2.0, "bar": -1.0} and lora.ensure_find(fl.Multiply).scale == -1.0
+
+
 def test_the_scale_of_one_lora_takes_effect(adapter: LoraAdapter) -> None:
     x = torch.randn(3, 6)
     adapter(x)

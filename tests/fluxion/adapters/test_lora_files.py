@@ -222,6 +222,25 @@ class Without(fl.Chain, Adapter[fl.Linear]):
             super().__init__(fl.Linear(target.in_features, target.out_features))
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "error", "message"),
+    [
+        ("", 1.0, TypeError, "name must be a text that is not empty, got ''"),
+        (None, 1.0, TypeError, "name must be a text that is not empty, got None"),
+        ("style", None, TypeError, "the scale of 'style' must be a number or a tensor, got NoneType"),
+        ("style", "1", TypeError, "the scale of 'style' must be a number or a tensor, got str"),
+        ("style", float("nan"), ValueError, "the scale of 'style' must be finite, got nan"),
+        ("style", torch.tensor([1.0, float("inf")]), ValueError, "the scale of 'style' must be finite, got tensor"),
+    ],
+    ids=["empty", "no name", "no scale", "text", "not finite", "tensor"],
+)
+def test_a_wrong_name_or_scale_is_refused_before_the_file_is_read(
+    model: fl.Chain, name: Any, scale: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_loras(model, name, "there is no such file.safetensors", scale=scale)
+
+
 def test_a_layer_that_an_adapter_does_without(model: fl.Chain, path: Path) -> None:
     loras = train(model)
     save_loras(model, "style", path)

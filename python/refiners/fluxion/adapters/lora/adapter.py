@@ -9,10 +9,10 @@ from torch import Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
+from refiners.fluxion.adapters.lora.checks import check_scale
 from refiners.fluxion.adapters.lora.factors import apply_weight, per_channel
 from refiners.fluxion.adapters.lora.multipliers import Multipliers
 from refiners.fluxion.adapters.lora.plain import find_plain_parts, is_idle, is_simple
-from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
 from refiners.ops import lora_block_cache, lora_conv2d, lora_linear, prepare_lora_block
 from refiners.ops.lora_linear_masters import lora_linear_masters
@@ -109,7 +109,8 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
 
         Raises:
             KeyError: If a name is unknown; nothing has changed.
-            TypeError: If the value is no dict, or a multiplier neither a number nor a tensor.
+            TypeError: If the value is no dict, or a multiplier neither a number nor a tensor; nothing has changed.
+            ValueError: If a multiplier is not finite; nothing has changed.
         """
         return self.scales
 
@@ -119,8 +120,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             raise TypeError(f"scale must be a dict of multipliers by name, got {type(values).__name__}")
         loras = self.loras
         for name, value in values.items():
-            if not isinstance(value, (int, float, Tensor, Region)):
-                raise TypeError(f"the scale of {name!r} must be a number or a tensor, got {type(value).__name__}")
+            check_scale(name, value)
             if name not in loras:
                 raise KeyError(f"no LoRA is named {name!r}, there are: {', '.join(loras) or 'none'}")
         for name, value in values.items():

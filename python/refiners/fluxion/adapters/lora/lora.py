@@ -11,6 +11,7 @@ from torch import Tensor, device as Device, dtype as DType, nn
 from torch.nn.init import normal_, zeros_
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora.checks import check_scale
 from refiners.fluxion.adapters.lora.update import LayerUpdate
 from refiners.fluxion.bulk import collections_paused
 
@@ -47,6 +48,7 @@ class Lora(Generic[T], LayerUpdate):
     ) -> None:
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
+        check_scale(name, scale)
         self.name = name
         self._rank = rank
         self._scale = scale
