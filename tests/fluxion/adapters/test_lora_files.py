@@ -269,7 +269,8 @@ def test_what_cannot_be_saved(model: fl.Chain, path: Path) -> None:
         save_loras(model, "style", path)
     adapter.eject()
     first: Any = model.Conv2d
-    lora: Lora[Any] = Conv2dLora("style", 3, 8, rank=2)
+    sizes: Any = {"kernel_size": (1, (3, 5)), "padding": (0, (1, 2))}
+    lora: Lora[Any] = Conv2dLora("style", 3, 8, rank=2, **sizes)
     LoraAdapter(first, lora).inject(model)
     with pytest.raises(ValueError, match="Conv2d: the update .* is no pair of matrices, the second of 1×1"):
         save_loras(model, "style", path)

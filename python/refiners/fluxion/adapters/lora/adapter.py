@@ -28,11 +28,16 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
     Args:
         target: The layer.
         loras: The updates, each with its own name.
+
+    Raises:
+        ValueError: If an update is not for a layer of this kind and shape.
     """
 
     _multipliers: Multipliers
 
     def __init__(self, target: fl.WeightedModule, /, *loras: LayerUpdate) -> None:
+        for lora in loras:
+            _check_fit(lora, target)
         with self.setup_adapter(target):
             super().__init__(target, *loras)
         self.__dict__["_multipliers"] = Multipliers()  # past torch's bookkeeping: sets have a thousand adapters
@@ -127,11 +132,17 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             loras[name].scale = value
 
     def add_lora(self, lora: LayerUpdate, /) -> None:
-        """Add an update; raise `AssertionError` if its name is taken, or if it is attached elsewhere."""
+        """Add an update.
+
+        Raises:
+            AssertionError: If its name is taken, or if it is attached elsewhere.
+            ValueError: If it is not for a layer of this kind and shape.
+        """
         if lora.name in self.names:
             raise AssertionError(f"LoRA layer with name {lora.name} already exists")
         if lora.parent is not None:
             raise AssertionError(f"LoRA {lora.name} already has parent {type(lora.parent).__name__}: remove it first")
+        _check_fit(lora, self.target)
         self.append(lora)
 
     def remove_lora(self, name: str, /) -> LayerUpdate | None:
@@ -140,3 +151,16 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         if lora is not None:
             lora.ensure_parent.remove(lora)
         return lora
+
+
+def _check_fit(update: LayerUpdate, layer: fl.WeightedModule) -> None:
+    """Raise unless an update is for a layer. What other layers than these take is for those to know who made them."""
+    is_known = isinstance(layer, (fl.Linear, fl.Conv2d)) or isinstance(update, WeightUpdate)
+    if is_known and isinstance(update, LayerUpdate) and not update.is_compatible(layer):
+        raise ValueError(f"LoRA {update.name!r} must be for {layer}, got {_shown(update)}")
+
+
+def _shown(update: LayerUpdate) -> str:
+    return (
+        f"{type(update).__name__} of {', '.join(str(layer) for layer in update if not isinstance(layer, fl.Multiply))}"
+    )
