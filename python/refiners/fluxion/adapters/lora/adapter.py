@@ -78,7 +78,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         for update in updates:
             is_based = isinstance(update, WeightUpdate) and update.uses_base
             y = y + (update.from_base(x, base) if is_based else update(x))
-        return y
+        return y.to(base.dtype)  # under autocast sums are wider than what layers return
 
     def eject(self) -> None:
         super().eject()
