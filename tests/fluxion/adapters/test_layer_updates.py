@@ -217,6 +217,27 @@ def test_one_graph(layer: Layer, case: Case) -> None:
     torch.testing.assert_close(torch.compile(chain, backend="eager", fullgraph=True)(x), chain(x))
 
 
+def multiplied(layer: Layer) -> Case:
+    factors = draw(8)
+    each = factors.view(-1, *[1] * (layer.weight.ndim - 1))
+    return ChannelFactors(layer, factors, with_bias=True), layer.weight * (1 + each)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_watched", [False, True])
+@pytest.mark.parametrize("make", [*CASES, multiplied])
+def test_autocast_gives_the_dtype_of_the_layer(layer: Layer, make: Callable[[Layer], Case], is_watched: bool) -> None:
+    change, _ = make(layer)
+    chain, x = fl.Chain(LoraAdapter(layer, WeightUpdate("style", layer, change))).float(), input_of(layer).float()
+    expected = chain(x)
+    if is_watched:  # then the children are called
+        layer.register_forward_hook(lambda *_: None)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = chain(x)
+        assert result.dtype == layer(x).dtype == torch.bfloat16
+    assert (result - expected).norm() <= 0.02 * expected.norm()
+
+
 def test_an_update_belongs_to_its_layer(layer: Layer, case: Case) -> None:
     update = WeightUpdate("style", layer, case[0])
     assert update.is_compatible(layer) and not update.is_compatible(copy.deepcopy(layer))

@@ -1,11 +1,13 @@
 """Low-rank updates on their own: structure, scale, and loading."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters import Conv2dLora, LinearLora, Lora
+from refiners.fluxion.adapters import Conv2dLora, LinearLora, Lora, auto_attach_loras
 
 
 @pytest.fixture
@@ -254,8 +256,39 @@ def test_a_linear_lora_fits_linears_of_its_features(linear: LinearLora) -> None:
     assert not linear.is_compatible(fl.Conv2d(320, 128, 1))
 
 
-def test_a_conv_lora_fits_convolutions_of_its_channels(conv: Conv2dLora) -> None:
-    assert conv.is_compatible(fl.Conv2d(16, 8, 5, groups=2, dilation=2))
-    assert conv.is_compatible(fl.Conv2d(16, 8, 3, stride=2)) and conv.down.stride == (2, 2)
-    assert not conv.is_compatible(fl.Conv2d(16, 9, 3)) and not conv.is_compatible(fl.Conv2d(8, 16, 3))
+def test_a_conv_lora_fits_convolutions_like_it(conv: Conv2dLora) -> None:
+    assert conv.is_compatible(fl.Conv2d(16, 8, 3, padding=1)) and conv.down.stride == (1, 1)
+    assert conv.is_compatible(fl.Conv2d(16, 8, 3, padding=1, stride=2)) and conv.down.stride == (2, 2)
+    assert not conv.is_compatible(fl.Conv2d(16, 9, 3, padding=1))
+    assert not conv.is_compatible(fl.Conv2d(8, 16, 3, padding=1))
     assert not conv.is_compatible(fl.Linear(16, 8))
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 1)], ids=["up", "down"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1, "groups": 2},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 3},
+        {"kernel_size": 3, "padding": "valid"},
+        {"kernel_size": 5, "padding": 2},
+        {"kernel_size": 1},
+        {"kernel_size": (3, 5), "padding": (1, 2)},
+    ],
+    ids=str,
+)
+def test_convolutions_that_go_otherwise_over_an_image(kernel_size: tuple[int, int], options: dict[str, Any]) -> None:
+    lora = Conv2dLora("foo", 16, 8, kernel_size=kernel_size, padding=(kernel_size[0] // 2, kernel_size[1] // 2))
+    assert lora.is_compatible(fl.Conv2d(16, 8, 3, padding="same"))
+    chain = fl.Chain(fl.Conv2d(16, 8, stride=1, **options))
+    with pytest.raises(ValueError, match="LoRA 'foo' must be for Conv2d"):
+        auto_attach_loras({"": lora}, chain)
+    assert not lora.is_compatible(chain.layer(0, fl.Conv2d)) and lora.parent is None
+    assert lora.auto_attach(chain) is None
+
+
+def test_what_is_padded_after_the_stride_has_another_size() -> None:
+    lora = Conv2dLora("foo", 16, 8, kernel_size=(3, 1))  # by default the second one pads
+    assert lora.is_compatible(fl.Conv2d(16, 8, 3, padding=1))
+    assert not lora.is_compatible(fl.Conv2d(16, 8, 3, padding=1, stride=2)) and lora.down.stride == (1, 1)

@@ -7,6 +7,9 @@ import torch
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters import Conv2dLora, LinearLora, Lora, LoraAdapter
+from refiners.fluxion.adapters.lora import LayerUpdate, LowRankFactors, WeightUpdate
+
+LAYER = fl.Linear(6, 5)
 
 
 def make_lora(name: str, scale: float = 1.0, rank: int = 4) -> LinearLora:
@@ -107,6 +110,54 @@ def test_the_scale_of_an_unknown_name_is_an_error(adapter: LoraAdapter) -> None:
     with pytest.raises(KeyError):
         adapter.scale = {"foo": 5.0, "unknown": 1.0}
     assert adapter.scales == {"foo": 2.0, "bar": -1.0}, "nothing is set"
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (LinearLora("new", 6, 4), r"must be for Linear\(in_features=6, out_features=5, .*, got LinearLora of .*=4,"),
+        (LinearLora("new", 5, 5), r"must be for Linear\(in_features=6, out_features=5, .*, got LinearLora of .*=5,"),
+        (Conv2dLora("new", 6, 5), "must be for Linear.*, got Conv2dLora of Conv2d"),
+        (
+            WeightUpdate("new", LAYER, LowRankFactors(LAYER, torch.zeros(2, 6), torch.zeros(5, 2))),
+            r"must be for Linear.*, got WeightUpdate of LowRankFactors\(down=\(2, 6\), up=\(5, 2\)\)",
+        ),
+    ],
+    ids=["outputs", "inputs", "kind", "another layer"],
+)
+def test_an_update_of_another_shape_is_refused(adapter: LoraAdapter, lora: LayerUpdate, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adapter.add_lora(lora)
+    assert adapter.names == ["foo", "bar"] and lora.parent is None
+    with pytest.raises(ValueError, match=message):
+        LoraAdapter(adapter.target, make_lora("foo"), lora)
+    assert adapter.target in adapter and lora.parent is None
+
+
+def test_other_layers_with_weights_have_the_updates_that_they_are_given() -> None:
+    embedding = fl.Embedding(6, 5)
+    assert LoraAdapter(embedding, LinearLora("foo", 5, 5)).names == ["foo"]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("x", TypeError, "the scale of 'bar' must be a number or a tensor, got str"),
+        (None, TypeError, "the scale of 'bar' must be a number or a tensor, got NoneType"),
+        (float("nan"), ValueError, "the scale of 'bar' must be finite, got nan"),
+        (torch.tensor([float("inf"), 1.0]), ValueError, "the scale of 'bar' must be finite, got tensor"),
+    ],
+    ids=["text", "none", "not finite", "tensor"],
+)
+def test_a_wrong_scale_changes_nothing(adapter: LoraAdapter, value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        adapter.scale = {"foo": 5.0, "bar": value}
+    lora = adapter.loras["bar"]
+    with pytest.raises(error, match=message):
+        lora.scale = value
+    with pytest.raises(error, match=message):
+        LinearLora("bar", 6, 5, scale=value)
+    assert adapter.scales == {"foo": 2.0, "bar": -1.0} and lora.ensure_find(fl.Multiply).scale == -1.0
 
 
 def test_the_scale_of_one_lora_takes_effect(adapter: LoraAdapter) -> None:

@@ -222,6 +222,25 @@ class Without(fl.Chain, Adapter[fl.Linear]):
             super().__init__(fl.Linear(target.in_features, target.out_features))
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "error", "message"),
+    [
+        ("", 1.0, TypeError, "name must be a text that is not empty, got ''"),
+        (None, 1.0, TypeError, "name must be a text that is not empty, got None"),
+        ("style", None, TypeError, "the scale of 'style' must be a number or a tensor, got NoneType"),
+        ("style", "1", TypeError, "the scale of 'style' must be a number or a tensor, got str"),
+        ("style", float("nan"), ValueError, "the scale of 'style' must be finite, got nan"),
+        ("style", torch.tensor([1.0, float("inf")]), ValueError, "the scale of 'style' must be finite, got tensor"),
+    ],
+    ids=["empty", "no name", "no scale", "text", "not finite", "tensor"],
+)
+def test_a_wrong_name_or_scale_is_refused_before_the_file_is_read(
+    model: fl.Chain, name: Any, scale: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_loras(model, name, "there is no such file.safetensors", scale=scale)
+
+
 def test_a_layer_that_an_adapter_does_without(model: fl.Chain, path: Path) -> None:
     loras = train(model)
     save_loras(model, "style", path)
@@ -250,7 +269,8 @@ def test_what_cannot_be_saved(model: fl.Chain, path: Path) -> None:
         save_loras(model, "style", path)
     adapter.eject()
     first: Any = model.Conv2d
-    lora: Lora[Any] = Conv2dLora("style", 3, 8, rank=2)
+    sizes: Any = {"kernel_size": (1, (3, 5)), "padding": (0, (1, 2))}
+    lora: Lora[Any] = Conv2dLora("style", 3, 8, rank=2, **sizes)
     LoraAdapter(first, lora).inject(model)
     with pytest.raises(ValueError, match="Conv2d: the update .* is no pair of matrices, the second of 1×1"):
         save_loras(model, "style", path)

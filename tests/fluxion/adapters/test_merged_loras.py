@@ -233,7 +233,7 @@ def structural_copies(chain: fl.Chain) -> str:
 def two_convolutions(chain: fl.Chain) -> str:
     adapter = list(chain.layers(LoraAdapter, recurse=True))[1]
     adapter.remove_lora("style")
-    adapter.add_lora(Conv2dLora.from_weights("style", down=draw(2, 16, 3, 3), up=draw(16, 2, 3, 3)))
+    adapter.append(Conv2dLora.from_weights("style", down=draw(2, 16, 3, 3), up=draw(16, 2, 3, 3)))
     return "are not one like"
 
 

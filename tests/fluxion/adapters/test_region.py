@@ -31,9 +31,42 @@ def test_the_mask_is_averaged_where_places_are_fewer_and_repeated_where_they_are
     assert torch.equal(more[0, 0, 1::2, 1::2], region.mask[0])
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (5, 77, 3), (7,), (2, 2, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7), (7,), (2, 2, 2, 2, 2)], ids=str)
 def test_what_has_no_places(shape: tuple[int, ...]) -> None:
     assert Region(LEFT, scale=3.0, elsewhere=0.25)(torch.zeros(shape)) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("mask", "shape", "message"),
+    [
+        ((512, 512), (2, 16 * 24, 3), "one of 512x512 fits no result of 384 tokens"),
+        ((512, 512), (2, 77, 3), "one of 512x512 fits no result of 77 tokens"),
+        ((512, 512), (2, 3, 16, 24), "one of 512x512 fits no result of 16x24 places"),
+        ((512, 768), (2, 3, 24, 16), "one of 512x768 fits no result of 24x16 places"),
+        ((512, 768), (2, 3, 64, 94), "one of 512x768 fits no result of 64x94 places"),
+    ],
+    ids=["tokens", "prompt", "square", "turned", "nearly"],
+)
+def test_other_proportions_than_those_of_the_mask(mask: tuple[int, int], shape: tuple[int, ...], message: str) -> None:
+    region = Region(torch.ones(mask))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"mask must have the proportions of the image: {message}$"):
+            region(torch.zeros(shape))
+
+
+def test_images_that_were_halved_and_rounded() -> None:
+    region = Region(torch.ones(520, 768))
+    for sides in ((65, 96), (33, 48), (17, 24), (9, 12), (32, 48), (16, 24)):  # up, then down
+        of_image, of_tokens = region(torch.zeros(1, 3, *sides)), region(torch.zeros(1, sides[0] * sides[1], 3))
+        assert isinstance(of_image, Tensor) and of_image.shape == (1, 1, *sides)
+        assert isinstance(of_tokens, Tensor) and of_tokens.shape == (1, sides[0] * sides[1], 1)
+
+
+def test_the_mask_is_a_copy() -> None:
+    mask = LEFT.clone()
+    region = Region(mask)
+    mask.zero_()
+    assert torch.equal(region.mask, LEFT[None])
 
 
 def test_one_mask_for_each_sample_and_for_pairs_of_them() -> None:
@@ -68,6 +101,22 @@ def test_images_as_masks() -> None:
     image.paste((0, 0, 0), (2, 0, 4, 2))
     assert torch.equal(Region.of_images(image).mask, LEFT[None])
     assert Region.of_images([image, image], scale=2.0).mask.shape == (2, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("a.png", TypeError, "images must be a PIL image or a list of them, got str"),
+        (LEFT, TypeError, "images must be a PIL image or a list of them, got Tensor"),
+        (["a.png"], TypeError, "images must be a PIL image or a list of them, got a list with str"),
+        ([], ValueError, "images must be at least one, and all of one size, got none"),
+        ([Image.new("L", (4, 2)), Image.new("L", (2, 4))], ValueError, "all of one size, got 4x2 and 2x4"),
+    ],
+    ids=["path", "tensor", "list of paths", "empty", "sizes"],
+)
+def test_wrong_images(images: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Region.of_images(images)
 
 
 @pytest.mark.parametrize(

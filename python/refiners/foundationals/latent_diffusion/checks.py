@@ -8,11 +8,10 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from refiners.fluxion.adapters.lora import Region
+from refiners.fluxion.adapters.lora.checks import check_scale as check_scale
 from refiners.foundationals.latent_diffusion.warning import warn_user
 from refiners.ops.transforms import is_autocast
 
@@ -148,37 +147,6 @@ def check_batch(x: object, clip_text_embedding: object, guided: bool, weight: Te
         raise ValueError(
             f"clip_text_embedding must have {images * (1 + guided)} items for {images} images{pairs}, got {prompts}"
         )
-
-
-def check_name(name: object) -> None:
-    """Raise unless the name of a LoRA is a text.
-
-    Raises:
-        TypeError: If it is something else.
-        ValueError: If it is empty.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a text, got {shown(name)}")
-    if not name:
-        raise ValueError("name must not be empty")
-
-
-def check_scale(name: str, scale: object) -> None:
-    """Raise unless the scale of a LoRA is a finite number or a tensor; one on another device than the CPU is not read.
-
-    Raises:
-        TypeError: If it is something else.
-        ValueError: If it is infinite, or no number.
-    """
-    if isinstance(scale, Tensor):
-        if scale.device.type == "cpu" and not bool(torch.isfinite(scale).all()):
-            raise ValueError(f"the scale of {name!r} must be finite, got {scale}")
-    elif isinstance(scale, Region):
-        return  # it was checked when it was made
-    elif isinstance(scale, bool) or not isinstance(scale, Real):
-        raise TypeError(f"the scale of {name!r} must be a number or a tensor, got {type(scale).__name__}")
-    elif not math.isfinite(scale):
-        raise ValueError(f"the scale of {name!r} must be finite, got {scale}")
 
 
 def check_scopes(scopes: Mapping[Any, Sequence[object]]) -> None:

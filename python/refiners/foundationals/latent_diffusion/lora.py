@@ -10,8 +10,9 @@ from torch import Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora import Lora, LoraAdapter, Region, auto_attach_loras
+from refiners.fluxion.adapters.lora.checks import check_name, check_scale
 from refiners.fluxion.adapters.lora.update import Scale
-from refiners.foundationals.latent_diffusion.checks import check_name, check_scale, check_scopes, warn_of_unknown
+from refiners.foundationals.latent_diffusion.checks import check_scopes, warn_of_unknown
 from refiners.foundationals.latent_diffusion.lora_merge import MergeableLoras
 
 if TYPE_CHECKING:

@@ -244,6 +244,16 @@ def test_layers_of_the_prompt_have_no_places(
     assert region.elsewhere == 0.01
 
 
+@pytest.mark.parametrize(("layers", "places"), [("attn1", "64 tokens"), ("conv1", "8x8 places")])
+def test_a_mask_of_other_proportions_than_the_image(
+    manager: SDLoraManager, weights: dict[str, Tensor], sd1: StableDiffusion_1, layers: str, places: str
+) -> None:
+    manager.add_loras("style", within(weights, layers), Region(torch.ones(8, 16), 0.02))
+    with pytest.raises(Exception, match=f"mask must have .*: one of 8x16 fits no result of {places}"):
+        output(sd1)
+    output(sd1, torch.randn(1, 4, 8, 16, dtype=torch.float64))
+
+
 def test_masks_mix_loras_in_one_batch_as_if_they_ran_alone(
     manager: SDLoraManager, weights: dict[str, Tensor], sd1: StableDiffusion_1
 ) -> None:

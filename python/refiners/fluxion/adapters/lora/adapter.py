@@ -9,10 +9,10 @@ from torch import Tensor
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.adapter import Adapter
+from refiners.fluxion.adapters.lora.checks import check_scale
 from refiners.fluxion.adapters.lora.factors import apply_weight, per_channel
 from refiners.fluxion.adapters.lora.multipliers import Multipliers, count_samples
 from refiners.fluxion.adapters.lora.plain import find_plain_parts, is_idle, is_simple
-from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.adapters.lora.update import LayerUpdate, WeightUpdate
 from refiners.ops import lora_block_cache, lora_conv2d, lora_linear, prepare_lora_block
 from refiners.ops.lora_linear_masters import lora_linear_masters
@@ -28,11 +28,16 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
     Args:
         target: The layer.
         loras: The updates, each with its own name.
+
+    Raises:
+        ValueError: If an update is not for a layer of this kind and shape.
     """
 
     _multipliers: Multipliers
 
     def __init__(self, target: fl.WeightedModule, /, *loras: LayerUpdate) -> None:
+        for lora in loras:
+            _check_fit(lora, target)
         with self.setup_adapter(target):
             super().__init__(target, *loras)
         self.__dict__["_multipliers"] = Multipliers()  # past torch's bookkeeping: sets have a thousand adapters
@@ -75,7 +80,7 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         for update in updates:
             is_based = isinstance(update, WeightUpdate) and update.uses_base
             y = y + (update.from_base(x, base) if is_based else update(x))
-        return y
+        return y.to(base.dtype)  # under autocast sums are wider than what layers return
 
     def eject(self) -> None:
         super().eject()
@@ -111,7 +116,8 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
 
         Raises:
             KeyError: If a name is unknown; nothing has changed.
-            TypeError: If the value is no dict, or a multiplier neither a number nor a tensor.
+            TypeError: If the value is no dict, or a multiplier neither a number nor a tensor; nothing has changed.
+            ValueError: If a multiplier is not finite; nothing has changed.
         """
         return self.scales
 
@@ -121,19 +127,24 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
             raise TypeError(f"scale must be a dict of multipliers by name, got {type(values).__name__}")
         loras = self.loras
         for name, value in values.items():
-            if not isinstance(value, (int, float, Tensor, Region)):
-                raise TypeError(f"the scale of {name!r} must be a number or a tensor, got {type(value).__name__}")
+            check_scale(name, value)
             if name not in loras:
                 raise KeyError(f"no LoRA is named {name!r}, there are: {', '.join(loras) or 'none'}")
         for name, value in values.items():
             loras[name].scale = value
 
     def add_lora(self, lora: LayerUpdate, /) -> None:
-        """Add an update; raise `AssertionError` if its name is taken, or if it is attached elsewhere."""
+        """Add an update.
+
+        Raises:
+            AssertionError: If its name is taken, or if it is attached elsewhere.
+            ValueError: If it is not for a layer of this kind and shape.
+        """
         if lora.name in self.names:
             raise AssertionError(f"LoRA layer with name {lora.name} already exists")
         if lora.parent is not None:
             raise AssertionError(f"LoRA {lora.name} already has parent {type(lora.parent).__name__}: remove it first")
+        _check_fit(lora, self.target)
         self.append(lora)
 
     def remove_lora(self, name: str, /) -> LayerUpdate | None:
@@ -142,3 +153,16 @@ class LoraAdapter(fl.Sum, Adapter[fl.WeightedModule]):
         if lora is not None:
             lora.ensure_parent.remove(lora)
         return lora
+
+
+def _check_fit(update: LayerUpdate, layer: fl.WeightedModule) -> None:
+    """Raise unless an update is for a layer. What other layers than these take is for those to know who made them."""
+    is_known = isinstance(layer, (fl.Linear, fl.Conv2d)) or isinstance(update, WeightUpdate)
+    if is_known and isinstance(update, LayerUpdate) and not update.is_compatible(layer):
+        raise ValueError(f"LoRA {update.name!r} must be for {layer}, got {_shown(update)}")
+
+
+def _shown(update: LayerUpdate) -> str:
+    return (
+        f"{type(update).__name__} of {', '.join(str(layer) for layer in update if not isinstance(layer, fl.Multiply))}"
+    )

@@ -42,7 +42,8 @@ class LayerChange(fl.Module, ABC):
         return False
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out_shape"]:
-        return self.from_base(x, apply_weight(self.layer, x, self.layer.weight))
+        base = apply_weight(self.layer, x, self.layer.weight)
+        return self.from_base(x, base).to(base.dtype)
 
     def from_base(self, x: Float[Tensor, "batch *shape"], base: Float[Tensor, "batch *out_shape"]) -> Tensor:
         """Compute the change by what the layer returns without its bias, if it is made of that."""

@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters.lora.attach import attach_loras
+from refiners.fluxion.adapters.lora.checks import check_name, check_scale
 from refiners.fluxion.adapters.lora.convolution import geometry_of, sizes_of
 from refiners.fluxion.adapters.lora.lora import Conv2dLora, LinearLora, Lora
 from refiners.fluxion.adapters.lora.places import Place, find_places, updates_around
@@ -75,10 +76,13 @@ def load_loras(chain: fl.Chain, name: str, path: Path | str, /, *, scale: float 
         The updates by the paths of their layers, in the dtypes of these.
 
     Raises:
+        TypeError: If the name is no text, or an empty one, or the scale neither a number nor a tensor.
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of safetensors, a key, a shape or a number is wrong, or a layer is missing or has
-            an update of this name, with a list of what and why; the chain is as it was.
+        ValueError: If the scale is not finite, it is no file of safetensors, a key, a shape or a number is wrong, or a
+            layer is missing or has an update of this name, with a list of what and why; the chain is as it was.
     """
+    check_name(name)
+    check_scale(name, scale)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     places = find_places(chain)

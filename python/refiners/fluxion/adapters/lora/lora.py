@@ -11,6 +11,8 @@ from torch import Tensor, device as Device, dtype as DType, nn
 from torch.nn.init import normal_, zeros_
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora.checks import check_scale
+from refiners.fluxion.adapters.lora.convolution import by_size, go_like
 from refiners.fluxion.adapters.lora.update import LayerUpdate
 from refiners.fluxion.bulk import collections_paused
 
@@ -47,6 +49,7 @@ class Lora(Generic[T], LayerUpdate):
     ) -> None:
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
+        check_scale(name, scale)
         self.name = name
         self._rank = rank
         self._scale = scale
@@ -340,7 +343,7 @@ class Conv2dLora(Lora[fl.Conv2d]):
         return {"weight": torch.einsum("orhw,ri->oihw", up, down[:, :, 0, 0])}
 
     def check_mergeable(self, layer: fl.WeightedModule) -> None:
-        large, small = (self.down, self.up) if self.up.kernel_size == (1, 1) else (self.up, self.down)
+        large, small = by_size(self.down, self.up)
         steps = {"kernel_size": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
         is_one = all(getattr(small, each) == value for each, value in steps.items()) and all(
             getattr(large, each) == getattr(layer, each, None) for each in steps
@@ -349,11 +352,12 @@ class Conv2dLora(Lora[fl.Conv2d]):
             raise ValueError(f"LoRA {self.name!r} cannot be merged: {self.down} and {self.up} are not one like {layer}")
 
     def is_compatible(self, layer: fl.WeightedModule, /) -> bool:
-        """Whether the channels agree; if they do, `down` takes over the stride of the layer."""
+        """Whether the channels agree, and how both go over an image; then `down` takes over the stride of the layer."""
         if not (
             isinstance(layer, fl.Conv2d)
             and layer.in_channels == self.in_channels
             and layer.out_channels == self.out_channels
+            and go_like(layer, self.down, self.up)
         ):
             return False
         self.down.stride = layer.stride

@@ -21,14 +21,16 @@ class Region:
     """A multiplier for a part of the image, such as one LoRA for the left half and another one for the right.
 
     The mask is brought to the size of what each layer returns, by averages over what falls together. Where a layer
-    returns no places of the image, as those that see the prompt alone, the multiplier is `elsewhere`.
+    returns no places of the image, but one row for each sample, or has an update of which `has_places` is false, as
+    those that see the prompt alone, the multiplier is `elsewhere`.
 
-    A sequence of tokens is taken for an image of the proportions of the mask, row by row, if there is one of so many
-    places; this is how transformers flatten images.
+    A sequence of tokens is taken for an image of the proportions of the mask, row by row; this is how transformers
+    flatten images. Results that are no image of these proportions are an error.
 
     Args:
         mask: From 0 to 1, of any size in the proportions of the image: for all samples, or one for each. With
             guidance the negative samples come first, then the positive ones; masks for half of a batch are for both.
+            It is copied.
         scale: The multiplier where the mask is 1 (dimensionless).
         elsewhere: The multiplier for layers without places.
 
@@ -50,7 +52,8 @@ class Region:
             raise ValueError(f"mask must be (height, width) or (batch, height, width), got {tuple(mask.shape)}")
         if not mask.is_meta and not bool(((mask >= 0) & (mask <= 1)).all()):
             raise ValueError("mask must have numbers from 0 to 1, got others")
-        self.mask = mask.detach() if mask.ndim == 3 else mask.detach()[None]
+        own = mask.detach().clone()
+        self.mask = own if own.ndim == 3 else own[None]
         self.scale = _finite("scale", scale)
         self.elsewhere = _finite("elsewhere", elsewhere)
         self._sizes: dict[tuple[object, ...], Tensor] = {}
@@ -59,10 +62,25 @@ class Region:
     def of_images(
         cls, images: Image.Image | Sequence[Image.Image], scale: float = 1.0, elsewhere: float = 0.0
     ) -> Region:
-        """Make a region of images, one for all samples or one for each: white is 1, black is 0."""
+        """Make a region of images, one for all samples or one for each: white is 1, black is 0.
+
+        Raises:
+            TypeError: If something is no image.
+            ValueError: If there is none, or they are not of one size.
+        """
+        from PIL import Image
+
         from refiners.fluxion.utils import image_to_tensor
 
-        each = [images] if not isinstance(images, Sequence) else images
+        each = [images] if isinstance(images, Image.Image) else images
+        if isinstance(each, (str, bytes)) or not isinstance(each, Sequence):
+            raise TypeError(f"images must be a PIL image or a list of them, got {type(each).__name__}")
+        if wrong := [image for image in each if not isinstance(image, Image.Image)]:
+            raise TypeError(f"images must be a PIL image or a list of them, got a list with {type(wrong[0]).__name__}")
+        sizes = {image.size: None for image in each}
+        if len(sizes) != 1:
+            got = " and ".join(f"{width}x{height}" for width, height in sizes) or "none"
+            raise ValueError(f"images must be at least one, and all of one size, got {got}")
         return cls(torch.cat([image_to_tensor(image.convert("L"))[:, 0] for image in each]), scale, elsewhere)
 
     def times(self, factor: float) -> Region:
@@ -98,20 +116,33 @@ class Region:
             The same shape, but for a batch of 1 if all samples have the same; `elsewhere` if there are no places.
 
         Raises:
-            ValueError: If there is another number of masks than of samples, or of pairs of them.
+            ValueError: If the places are no image of the proportions of the mask, or there is another number of masks
+                than of samples, or of pairs of them.
         """
-        if len(places) == 3:
-            size = (places[1], places[2])
-        else:
-            size = factors_like(places[1], self.mask.shape[1:]) if len(places) == 2 else None
-        if size is None:
+        if len(places) not in (2, 3):
             return self.elsewhere
+        size = self._size_of(places[1:])
         mask, batch = self._resized(size, device, dtype), places[0]
         if mask.shape[0] not in (1, batch):
             if 2 * mask.shape[0] != batch:
                 raise ValueError(f"mask must be one, or one for each of {batch} samples, got {mask.shape[0]}")
             mask = torch.cat((mask, mask))
         return (mask * self.scale).reshape(mask.shape[0], *places[1:])
+
+    def _size_of(self, places: Sequence[int]) -> tuple[int, int]:
+        """Give the height and width of the places of a sample."""
+        sides = self.mask.shape[1:]
+        if len(places) == 2:
+            size, kind = (places[0], places[1]), f"{places[0]}x{places[1]} places"
+            fits = _is_like(sides, size)
+        else:
+            size, kind = factors_like(places[0], sides) or (0, 0), f"{places[0]} tokens"
+            fits = size != (0, 0)
+        if not fits:
+            raise ValueError(
+                f"mask must have the proportions of the image: one of {sides[0]}x{sides[1]} fits no result of {kind}"
+            )
+        return size
 
     def _resized(self, size: tuple[int, int], device: Device, dtype: DType) -> Tensor:
         key = (size, device, dtype)
@@ -137,9 +168,14 @@ def factors_like(count: int, sides: Sequence[int]) -> tuple[int, int] | None:
         range(max(1, int(middle)), min(count, math.ceil(middle) + 1) + 1), key=lambda n: abs(n - middle)
     ):
         columns = count // rows
-        if rows * columns == count and any(_is_smaller(sides, (rows, columns), up) for up in (True, False)):
+        if rows * columns == count and _is_like(sides, (rows, columns)):
             return rows, columns
     return None
+
+
+def _is_like(sides: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether sides are those of an image made smaller, or larger."""
+    return any(_is_smaller(sides, other, up) for up in (True, False))
 
 
 def _is_smaller(sides: Sequence[int], other: Sequence[int], up: bool) -> bool:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora.checks import check_scale
 from refiners.fluxion.adapters.lora.factors import LayerChange
 from refiners.fluxion.adapters.lora.region import Region
 from refiners.fluxion.layers.module import twin
@@ -54,11 +55,17 @@ class LayerUpdate(fl.Chain, ABC):
 
     @property
     def scale(self) -> Scale:
-        """The multiplier: a number, a tensor of shape [batch] or [batch, tokens] with one for each row, or a region."""
+        """The multiplier: a number, a tensor of shape [batch] or [batch, tokens] with one for each row, or a region.
+
+        Raises:
+            TypeError: If it is set to something else.
+            ValueError: If it is set to one that is not finite; a tensor is read only on the CPU.
+        """
         return self._scale
 
     @scale.setter
     def scale(self, value: Scale) -> None:
+        check_scale(self.name, value)
         self._multiply(value, self._factor)
 
     @property
@@ -116,6 +123,7 @@ class WeightUpdate(LayerUpdate):
     """
 
     def __init__(self, name: str, /, layer: fl.WeightedModule, change: fl.Module, scale: float = 1.0) -> None:
+        check_scale(name, scale)
         self.name = name
         self._layer = (layer,)  # no child of the update
         self._scale = scale

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Generator, dtype as DType
 
 import refiners.fluxion.layers as fl
+from refiners.fluxion.adapters.lora.checks import check_name
 from refiners.fluxion.adapters.lora.training.choice import LAYERS, check_texts, choose_places
 from refiners.fluxion.adapters.lora.training.initialisation import Initialisation, check_initialisation, initialise
 from refiners.fluxion.adapters.lora.training.settings import LoraSizes, as_list
@@ -65,8 +66,7 @@ def add_trainable_loras(
         ValueError: If a number is out of range, no layer is chosen, a pattern fits none, a layer has an update of this
             name or cannot have one. In any case the chain is as it was, and nothing was drawn.
     """
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"name must be a text that is not empty, got {name!r}")
+    check_name(name)
     if not isinstance(target, fl.Chain):
         raise TypeError(f"target must be a chain, got {type(target).__name__}")
     if generator is not None and not isinstance(generator, Generator):
