@@ -159,6 +159,18 @@ def test_what_is_no_lora() -> None:
         inspect_lora({}, model=object(), checkpoint="x")  # pyright: ignore[reportArgumentType]
 
 
+def test_arguments_of_wrong_types_are_named(model_of: Callable[[str], LatentDiffusionModel]) -> None:
+    calls: list[tuple[dict[str, Any], str]] = [
+        ({"model": model_of("sd1").unet}, "model must be a LatentDiffusionModel, got SD1UNet$"),
+        ({"model": "sdxl"}, "model must be a LatentDiffusionModel, got str: checkpoint= takes the path of one"),
+        ({"checkpoint": model_of("sd1")}, "checkpoint must be a path, got StableDiffusion_1: model= takes it"),
+        ({"file": 3}, "file must be a path, or tensors by their keys, got int"),
+    ]
+    for changed, message in calls:
+        with pytest.raises(TypeError, match=message):
+            inspect_lora(**{"file": {}, **changed})
+
+
 def test_only_multipliers_are_read(tmp_path: Path) -> None:
     """A file whose matrices cannot be read is inspected as any other."""
     path = tmp_path / "style.safetensors"
