@@ -68,10 +68,7 @@ def resize_lora(
         ValueError: If neither rank nor energy is given, an argument has a wrong value, something in the source is not
             understood, is not finite, or has no rank that could be lower (LoHa, LoKr). Nothing is written then.
     """
-    if rank is None and energy is None:
-        raise ValueError("rank or energy must be given, or both")
-    bound = Bound(rank, energy)
-    bound.check()
+    bound = Bound.given(rank, energy)
     check_format(format)
     check_dtype(dtype)
     said = check_metadata(metadata)
