@@ -31,7 +31,7 @@ TEXTS = {
     "dtype": "--dtype",
     "strength": "--strength",
 }
-FLAGS = {"trailing": "--trailing", "tiled": "--tiled", "download": "--download"}
+FLAGS = {"partial": "--partial", "trailing": "--trailing", "tiled": "--tiled", "download": "--download"}
 FILES = {"checkpoint": "--checkpoint", "init_image": "--init", "mask_image": "--mask"}
 
 
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "few steps": ("SDXL", ["--solver", "euler", "--trailing", "--scale", "0"]),
     "prediction": ("SD15", ["--prediction", "velocity", "--dtype", "bfloat16"]),
     "trailing alone": ("SD15", ["--trailing"]),
-    "LoRA": ("SD15", ["--lora", "style.safetensors:0.7", "--lora", "style.safetensors:-1"]),
+    "LoRA": ("SD15", ["--lora", "style.safetensors:0.7", "--lora", "other.safetensors:-1", "--partial"]),
     "image": ("SD15", ["--init", "in.png", "--tiled"]),
     "strength": ("SD15", ["--init", "in.png", "--strength", "0.4", "--solver", "euler-ancestral"]),
     "mask": ("SD15_INPAINTING", ["--init", "in.png", "--mask", "mask.png"]),
@@ -84,6 +84,7 @@ def test_the_settings_of_a_picture_make_it_again(
 ) -> None:
     (tmp_path / kind).symlink_to(folder_of(kind))
     write_lora(tmp_path / "style.safetensors")
+    write_lora(tmp_path / "other.safetensors")
     Image.effect_noise((64, 72), 60).convert("RGB").save(tmp_path / "in.png")
     Image.effect_noise((64, 72), 60).point(lambda value: 255 * (value > 128)).save(tmp_path / "mask.png")
     size = [] if "--init" in argv else ["--size", "64x72"]
