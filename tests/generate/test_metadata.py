@@ -55,13 +55,13 @@ def to_argv(settings: dict[str, Any], folder: Path) -> list[str]:
     return argv
 
 
-def write_lora(path: Path) -> None:
+def write_lora(path: Path, **more: torch.Tensor) -> None:
     key, generator = (
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_v",
         torch.Generator().manual_seed(0),
     )
     down, up = (torch.randn(shape, generator=generator) for shape in ((4, 64), (64, 4)))
-    save_to_safetensors(path, {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up})
+    save_to_safetensors(path, {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, **more})
 
 
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -84,7 +84,7 @@ def test_the_settings_of_a_picture_make_it_again(
 ) -> None:
     (tmp_path / kind).symlink_to(folder_of(kind))
     write_lora(tmp_path / "style.safetensors")
-    write_lora(tmp_path / "other.safetensors")
+    write_lora(tmp_path / "other.safetensors", foreign=torch.zeros(1))
     Image.effect_noise((64, 72), 60).convert("RGB").save(tmp_path / "in.png")
     Image.effect_noise((64, 72), 60).point(lambda value: 255 * (value > 128)).save(tmp_path / "mask.png")
     size = [] if "--init" in argv else ["--size", "64x72"]
