@@ -51,7 +51,7 @@ def _inspect(file: Path, checkpoint: Path | None, variant: str | None) -> tuple[
         raise ValueError(f"argument --variant: {file} is one file; folders have variants")
     if _has_updates(file, variant):
         report = inspect_lora(file, checkpoint=checkpoint)
-        return report.to_json(), str(report), 0 if report.plan.is_whole else 1
+        return report.to_json(), str(report), 0 if report.is_whole else 1
     if checkpoint is not None:
         raise ValueError(
             f"argument --checkpoint: {file.name} is no LoRA, and only a LoRA is compared with a checkpoint"

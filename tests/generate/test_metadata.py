@@ -31,7 +31,7 @@ TEXTS = {
     "dtype": "--dtype",
     "strength": "--strength",
 }
-FLAGS = {"trailing": "--trailing", "tiled": "--tiled", "download": "--download"}
+FLAGS = {"partial": "--partial", "trailing": "--trailing", "tiled": "--tiled", "download": "--download"}
 FILES = {"checkpoint": "--checkpoint", "init_image": "--init", "mask_image": "--mask"}
 
 
@@ -55,13 +55,13 @@ def to_argv(settings: dict[str, Any], folder: Path) -> list[str]:
     return argv
 
 
-def write_lora(path: Path) -> None:
+def write_lora(path: Path, **more: torch.Tensor) -> None:
     key, generator = (
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_v",
         torch.Generator().manual_seed(0),
     )
     down, up = (torch.randn(shape, generator=generator) for shape in ((4, 64), (64, 4)))
-    save_to_safetensors(path, {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up})
+    save_to_safetensors(path, {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, **more})
 
 
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "few steps": ("SDXL", ["--solver", "euler", "--trailing", "--scale", "0"]),
     "prediction": ("SD15", ["--prediction", "velocity", "--dtype", "bfloat16"]),
     "trailing alone": ("SD15", ["--trailing"]),
-    "LoRA": ("SD15", ["--lora", "style.safetensors:0.7", "--lora", "style.safetensors:-1"]),
+    "LoRA": ("SD15", ["--lora", "style.safetensors:0.7", "--lora", "other.safetensors:-1", "--partial"]),
     "image": ("SD15", ["--init", "in.png", "--tiled"]),
     "strength": ("SD15", ["--init", "in.png", "--strength", "0.4", "--solver", "euler-ancestral"]),
     "mask": ("SD15_INPAINTING", ["--init", "in.png", "--mask", "mask.png"]),
@@ -84,6 +84,7 @@ def test_the_settings_of_a_picture_make_it_again(
 ) -> None:
     (tmp_path / kind).symlink_to(folder_of(kind))
     write_lora(tmp_path / "style.safetensors")
+    write_lora(tmp_path / "other.safetensors", foreign=torch.zeros(1))
     Image.effect_noise((64, 72), 60).convert("RGB").save(tmp_path / "in.png")
     Image.effect_noise((64, 72), 60).point(lambda value: 255 * (value > 128)).save(tmp_path / "mask.png")
     size = [] if "--init" in argv else ["--size", "64x72"]

@@ -30,6 +30,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "mask": (["--mask", __file__], "argument --mask: needs --init, the image to paint into"),
     "lora": (["--lora", "nowhere:0.5"], "argument --lora: there is no file 'nowhere'"),
+    "lora twice": (
+        ["--lora", __file__, "--lora", f"{Path(__file__).parent / '..' / 'generate' / Path(__file__).name}:0.5"],
+        "argument --lora: a file is given twice: give it once, with the sum of its scales",
+    ),
+    "nothing to attach in part": (["--partial"], "argument --partial: needs --lora, the files to attach in part"),
     "no picture": (["--out", "image.jpg"], "argument --out: expected a name that ends in .png, got 'image.jpg'"),
     "last seed": (
         ["--seed", str(2**64 - 1), "--count", "2"],
@@ -59,12 +64,12 @@ def test_a_mistake_is_one_line(argv: list[str], message: str, tmp_path: Path, ca
 
 
 def test_a_lora_may_have_a_scale_and_a_colon_in_its_name(tmp_path: Path) -> None:
-    plain, colon = tmp_path / "a.safetensors", tmp_path / "b:2"
-    plain.touch()
-    colon.touch()
+    plain, other, colon = tmp_path / "a.safetensors", tmp_path / "c.safetensors", tmp_path / "b:2"
+    for path in (plain, other, colon):
+        path.touch()
     argv = ["--checkpoint", str(tmp_path), "--prompt", "a"]
-    options = parse_options([*argv, "--lora", str(plain), "--lora", f"{plain}:-0.5", "--lora", str(colon)])
-    assert [(lora.path, lora.scale) for lora in options.lora] == [(plain, 1.0), (plain, -0.5), (colon, 1.0)]
+    options = parse_options([*argv, "--lora", str(plain), "--lora", f"{other}:-0.5", "--lora", str(colon)])
+    assert [(lora.path, lora.scale) for lora in options.lora] == [(plain, 1.0), (other, -0.5), (colon, 1.0)]
 
 
 def test_no_guidance_is_one_scale(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from refiners.lora import main
 from refiners.lora.options import ACTIONS, DTYPES, FORMATS, METHODS, PARTS
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_proj_in"
+NORM = "DownBlocks.Chain_2.CLIPLCrossAttention.Chain_1.GroupNorm.weight"
 PATH = "DownBlocks.Chain_2.CLIPLCrossAttention.Chain_1.Conv2d.weight"
 
 
@@ -86,6 +87,10 @@ def test_extract(tmp_path: Path) -> None:
     assert main(["extract", *options, "--out", str(out)]) == 0
     extract_lora(base, tuned, expected, rank=2)
     assert_same(out, expected)
+    share = ["extract", "--base", str(base), "--tuned", str(tuned), "--energy", "0.5", "--out", str(out)]
+    assert main(share) == 0
+    extract_lora(base, tuned, expected, energy=0.5)
+    assert_same(out, expected)
 
 
 def test_mistakes_are_one_line(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,9 +101,10 @@ def test_mistakes_are_one_line(files: list[Path], tmp_path: Path, capsys: pytest
         (["convert", a, "--format", "comfy", *out], " convert", "invalid choice: 'comfy'"),
         (["convert", "none", "--format", "kohya", *out], " convert", "there is no file or folder 'none'"),
         (["convert", a, "--format", "kohya", "--out", "x.pt"], " convert", "expected a name that ends in .safetensors"),
-        (["convert", a, "--format", "kohya", "--out", a], " convert", "destination must be another file"),
+        (["convert", a, "--format", "kohya", "--out", a], " convert", "argument --out: expected another file"),
         (["convert", a, "--format", "kohya", "--metadata", "x", *out], " convert", "expected KEY=TEXT, got 'x'"),
         (["resize", a, *out], " resize", "give --rank or --energy, or both"),
+        (["extract", "--base", a, "--tuned", a, *out], " extract", "give --rank or --energy, or both"),
         (["resize", a, "--energy", "0", *out], " resize", "expected a number above 0, got '0'"),
         (
             ["resize", a, "--rank", "2", "--device", "moon", *out],
@@ -124,6 +130,57 @@ def test_mistakes_are_one_line(files: list[Path], tmp_path: Path, capsys: pytest
         assert code == 2 and captured.out == "" and captured.err.count("\n") == 1, captured.err
         assert captured.err.startswith(f"python -m refiners lora{action}: error: ") and message in captured.err
     assert not Path(out[1]).exists()
+
+
+@pytest.fixture
+def unet(tmp_path: Path) -> Path:
+    path = tmp_path / "unet.safetensors"
+    save_to_safetensors(path, SD1UNet(4, channels=(64, 64, 64, 64), text_embedding_dim=32).state_dict())
+    return path
+
+
+@pytest.mark.parametrize("action", ["convert", "resize", "compose"])
+def test_what_does_not_fit_names_the_command_that_lists_it(
+    action: str, files: list[Path], unet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"convert": ["--format", "diffusers"], "resize": ["--rank", "2"], "compose": []}[action]
+    out = ["--checkpoint", str(unet), "--out", str(tmp_path / "out.safetensors")]
+    assert main([action, str(files[1]), *more, *out]) == 2
+    error = capsys.readouterr().err.rstrip("\n")
+    command = f"inspect {files[1]} --checkpoint {unet}"
+    rest = ", --partial writes the rest" if action == "convert" else ""
+    assert "1 of 1 updates are not understood" in error and error.endswith(
+        f"python -m refiners {command} says more{rest}"
+    )
+    assert cli.main(command.split()) == 1
+    assert "shapes do not fit the layer's weight, which is (64, 64, 1, 1)" in capsys.readouterr().out
+
+
+def test_errors_have_the_words_of_the_options(
+    files: list[Path], unet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loha = {f"{LAYER}.hada_w{i}_{j}": torch.ones(32, 32) for i in "12" for j in "ab"}
+    save_to_safetensors(tmp_path / "loha.safetensors", loha)
+    several = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    pair = {f"{several}.lora_down.weight": torch.ones(2, 8), f"{several}.lora_up.weight": torch.ones(8, 2)}
+    save_to_safetensors(tmp_path / "several.safetensors", pair)
+    changed = {NORM: torch.full((64,), 3.0), PATH: torch.ones(64, 64, 1, 1)}
+    save_to_safetensors(tmp_path / "norms.safetensors", {**load_file(unet), **changed})
+    a, b, c = (str(tmp_path / f"{name}.safetensors") for name in ("loha", "several", "norms"))
+    compared = ["extract", "--base", str(unet), "--rank", "2", "--tuned"]
+    cases: list[tuple[list[str], str]] = [
+        (["resize", a, "--rank", "2"], "python -m refiners lora compose --method svd makes pairs of matrices of it"),
+        (["compose", a], "use another --method than cat"),
+        (["compose", a, "--method", "svd", "--rank", "2"], "has the shape of the weight: give --checkpoint"),
+        (["convert", b, "--format", "kohya"], "has names of layers of several models: give --checkpoint"),
+        ([*compared, c, "--norms", "--format", "diffusers"], "--norms needs --format kohya"),
+        ([*compared, str(files[0])], "--base and --tuned must both have unet or text_encoder"),
+    ]
+    for argv, message in cases:
+        assert main([*argv, "--out", str(tmp_path / "out.safetensors")]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*compared, c, "--out", str(tmp_path / "out.safetensors")]) == 0
+    assert "differences of norms: --norms writes them" in capsys.readouterr().err
 
 
 def test_an_interruption_leaves_what_was_there(

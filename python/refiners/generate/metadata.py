@@ -64,6 +64,7 @@ def describe(options: Options, model: LatentDiffusionModel, seed: int, size: tup
         "device": options.device,
         "dtype": str(model.dtype).removeprefix("torch."),
         "loras": [{"file": lora.path.name, "scale": lora.scale} for lora in options.lora],
+        "partial": options.partial,
         "init_image": options.init.name if options.init else None,
         "mask_image": options.mask.name if options.mask else None,
         "strength": options.strength,

@@ -43,6 +43,7 @@ class Options:
     trailing: bool
     prediction: str | None
     lora: list[LoraOption]
+    partial: bool
     init: Path | None
     mask: Path | None
     strength: float | None
@@ -83,6 +84,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         help="what the U-Net predicts (default: what the checkpoint says, or noise)",
     )
     add("--lora", type=_lora, action="append", default=[], metavar="FILE[:SCALE]", help="may be given several times")
+    add("--partial", action="store_true", help="attach what fits of each --lora, and tell what is left out")
     add("--init", type=existing_file, metavar="IMAGE", help="an image to start from, or to paint into with --mask")
     add("--mask", type=existing_file, metavar="IMAGE", help="white where to paint, for a checkpoint that paints into")
     add("--strength", type=number(0, 1), help="how much of --init to give up, without --mask (default: 0.8)")
@@ -100,6 +102,11 @@ def parse_options(argv: Sequence[str]) -> Options:
             parser.error(f"argument --variant: {str(options.checkpoint)!r} is one file; folders have variants")
     if options.seed is not None and options.seed + options.count - 1 > MOST_SEED:
         parser.error(f"argument --seed: with --count {options.count}, the last seed is more than {MOST_SEED}")
+    paths = [lora.path.resolve() for lora in options.lora]
+    if len(set(paths)) < len(paths):
+        parser.error("argument --lora: a file is given twice: give it once, with the sum of its scales")
+    if options.partial and not options.lora:
+        parser.error("argument --partial: needs --lora, the files to attach in part")
     if options.scale == 0:  # so written in many places for what is 1 by the formula: the prompt alone
         options = replace(options, scale=1.0)
     if options.scale == 1 and options.negative:

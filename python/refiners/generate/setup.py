@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,20 +141,25 @@ def find_device(name: str) -> Device:
 
 
 def add_loras(model: LatentDiffusionModel, options: Options) -> None:
-    """Attach the LoRAs, named after their files.
+    """Attach the LoRAs, named after their files; with `--partial` what fits of them, with a warning of the rest.
 
     Raises:
-        SetupError: If something in a file cannot be attached.
+        SetupError: If something in a file cannot be attached; with `--partial`, if nothing can.
     """
     manager = SDLoraManager(model)
     for number, lora in enumerate(options.lora, start=1):
         stem = lora.path.stem
         name = f"{stem} ({number})" if stem in manager.names else stem
+        hint = f"python -m refiners inspect {lora.path} --checkpoint {options.checkpoint} lists them"
         try:
-            manager.load(name, lora.path, lora.scale)
+            plan = manager.load(name, lora.path, lora.scale, partial=options.partial)
         except (ValueError, AssertionError) as error:
             message = str(error) if str(lora.path) in str(error).splitlines()[0] else f"{lora.path}: {error}"
-            against = f"--checkpoint {options.checkpoint}"
-            hint = f"python -m refiners inspect {lora.path} {against} lists them"
-            raise SetupError(f"argument --lora: {fold(message, hint)}") from error
+            rest = ", --partial attaches the rest" if "(partial=True" in message else ""
+            raise SetupError(f"argument --lora: {fold(message, hint + rest)}") from error
+        if not plan.is_whole:
+            unfit = len(plan.updates) - len(plan.of_status("fits", "by order", "left out"))
+            over = f", {len(plan.left_over)} keys are left over" if plan.left_over else ""
+            text = f"{lora.path}: {unfit} of {len(plan.updates)} updates are left out{over}; {hint}"
+            print(f"python -m refiners generate: warning: {text}", file=sys.stderr)
     model.requires_grad_(False)

@@ -14,6 +14,16 @@ from refiners.options import complain, fold
 if TYPE_CHECKING:
     from refiners.conversion.lora.tools import WrittenLora
 
+_OPTIONS = {  # what the functions say, and what that is on the command line
+    "give model or checkpoint": "give --checkpoint",
+    "use another method than 'cat'": "use another --method than cat",
+    "compose_loras makes": "python -m refiners lora compose --method svd makes",
+    "destination must be": "argument --out: expected",
+    "base and tuned must": "--base and --tuned must",
+    "norms=True needs format='kohya'": "--norms needs --format kohya",
+    "norms=True writes": "--norms writes",
+}
+
 
 def main(argv: Sequence[str]) -> int:
     """Convert, extract, resize or compose LoRA files.
@@ -31,12 +41,33 @@ def main(argv: Sequence[str]) -> int:
     try:
         written = _run(action, options)
     except (ValueError, OSError) as error:
-        return complain(f"lora {action}", fold(str(error), "python -m refiners inspect FILE says more"))
+        return complain(f"lora {action}", _in_options(fold(str(error), _hint(action, options, str(error)))))
     except MemoryError:
         return complain(f"lora {action}", "there is not enough memory")
-    print(written, file=sys.stderr)
+    print(_in_options(str(written)), file=sys.stderr)
     print(options.out)
     return 0
+
+
+def _hint(action: str, options: argparse.Namespace, message: str) -> str:
+    """Name the command that lists what is wrong with the file that an error is of."""
+    if action == "extract":
+        files = [options.tuned, options.base]
+    else:
+        files = [path for path, _ in options.files] if action == "compose" else [options.source]
+    first = message.partition("\n")[0]
+    file = next((each for each in files if str(each) in first), files[0])
+    checkpoint = None if action == "extract" else options.checkpoint
+    against = "" if checkpoint is None else f" --checkpoint {checkpoint}"
+    rest = ", --partial writes the rest" if action == "convert" and not options.partial else ""
+    return f"python -m refiners inspect {file}{against} says more{rest}"
+
+
+def _in_options(text: str) -> str:
+    """Give the names of options for the arguments that the functions name."""
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 def _run(action: str, options: argparse.Namespace) -> WrittenLora:

@@ -64,7 +64,7 @@ def parse_options(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     add("--trigger", action="append", default=[], metavar="WORDS", help="what a prompt must say, in the file")
     add("--metadata", type=_text, action="append", default=[], metavar="KEY=TEXT", help="what else the file says")
     options = parser.parse_args(rest)
-    if action == "resize" and options.rank is None and options.energy is None:
+    if action in ("extract", "resize") and options.rank is None and options.energy is None:
         parser.error("give --rank or --energy, or both")
     if action == "compose":
         _check_compose(parser, options)
@@ -93,8 +93,7 @@ def _add_convert(add: _Add) -> None:
 def _add_extract(add: _Add) -> None:
     add("--base", required=True, type=_existing, metavar="PATH", help="the checkpoint before fine-tuning")
     add("--tuned", required=True, type=_existing, metavar="PATH", help="the checkpoint after it")
-    add("--rank", required=True, type=natural(1), help="the rank of each layer; with --energy, the largest one")
-    _add_energy(add)
+    _add_bound(add)
     add("--only", choices=PARTS, help="the U-Net alone, or the text encoders (default: both)")
     add("--norms", action="store_true", help="write the differences of norms, too")
     _add_computing(add)
@@ -102,8 +101,7 @@ def _add_extract(add: _Add) -> None:
 
 def _add_resize(add: _Add) -> None:
     _add_source(add)
-    add("--rank", type=natural(1), help="the rank of each layer; with --energy, the largest one")
-    _add_energy(add)
+    _add_bound(add)
     _add_checkpoint(add)
     _add_computing(add)
 
@@ -129,7 +127,8 @@ def _add_checkpoint(add: _Add) -> None:
     add("--checkpoint", type=_existing, metavar="PATH", help="the model that it is for (default: told by its names)")
 
 
-def _add_energy(add: _Add) -> None:
+def _add_bound(add: _Add) -> None:
+    add("--rank", type=natural(1), help="the rank of each layer; with --energy, the largest one")
     add("--energy", type=_share, help="the share to keep of each layer, by as low a rank as does: 0.95, for example")
 
 

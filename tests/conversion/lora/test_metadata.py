@@ -49,3 +49,22 @@ def test_words_must_be_texts() -> None:
     words: Any = ["ink", 3]
     with pytest.raises(TypeError, match=r"trigger_words must be texts, got \('ink', 3\)"):
         lora_metadata(trigger_words=words)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("rank", -3, ValueError, "rank must be at least 1, got -3"),
+        ("rank", 2.5, TypeError, "rank must be a whole number or a text, got float"),
+        ("rank", True, TypeError, "rank must be a whole number or a text, got bool"),
+        ("alpha", float("nan"), ValueError, "alpha must be finite, got nan"),
+        ("alpha", [4], TypeError, "alpha must be a number or a text, got list"),
+    ],
+)
+def test_numbers_must_be_possible(field: str, value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        lora_metadata(**{field: value})
+
+
+def test_numbers_may_be_texts() -> None:
+    assert lora_metadata(rank="Dynamic", alpha="4")["ss_network_dim"] == "Dynamic"

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 import refiners
+import refiners.fluxion.layers as fl
 from refiners.conversion.lora.settings import LoraSettings
-from refiners.fluxion.utils import save_to_safetensors
+from refiners.fluxion.adapters.lora.files import save_loras
+from refiners.fluxion.adapters.lora.training import add_trainable_loras
+from refiners.fluxion.utils import load_from_safetensors, save_to_safetensors
 from refiners.foundationals.latent_diffusion import LatentDiffusionModel
+from refiners.inspect import main
 
 inspect_lora = refiners.inspect_lora
 LayersOf = Callable[[str], dict[str, str]]
@@ -135,12 +139,17 @@ def test_the_report_is_a_table_and_json(layers_of: LayersOf, tmp_path: Path, mod
         "says ss_base_model_version: sdxl_base_v1-0",
     ]
     found = json.loads(json.dumps(report.to_json()))
-    assert found["table"] == [{"part": "unet", "kind": "LoRA", "rank": 2, "alpha": 1.0, "count": 700}]
+    assert found["table"] == [
+        {
+            **{"part": "unet", "kind": "LoRA", "rank": 2, "alpha": 1.0},
+            **{"scale": 0.5, "is_rank_stabilized": False, "count": 700},
+        }
+    ]
     assert found["left_over"] == ["other"] and len(found["updates"]) == 701 and found["is_whole"] is False
     checked = inspect_lora(path, model_of("sdxl"))
     assert checked.is_checked and checked.family == "sdxl" and len(checked.plan.of_status("fits")) == 700
     wrong = inspect_lora(path, model_of("sd1"))
-    assert wrong.family == "sd1" and wrong.plan.of_status("unknown")
+    assert wrong.family == "sdxl" and wrong.model_family == "sd1" and wrong.plan.of_status("unknown")
 
 
 def test_what_is_no_lora() -> None:
@@ -148,6 +157,18 @@ def test_what_is_no_lora() -> None:
         inspect_lora({"conv.weight": torch.zeros(2)})
     with pytest.raises(ValueError, match="model and checkpoint say the same: give one of them"):
         inspect_lora({}, model=object(), checkpoint="x")  # pyright: ignore[reportArgumentType]
+
+
+def test_arguments_of_wrong_types_are_named(model_of: Callable[[str], LatentDiffusionModel]) -> None:
+    calls: list[tuple[dict[str, Any], str]] = [
+        ({"model": model_of("sd1").unet}, "model must be a LatentDiffusionModel, got SD1UNet$"),
+        ({"model": "sdxl"}, "model must be a LatentDiffusionModel, got str: checkpoint= takes the path of one"),
+        ({"checkpoint": model_of("sd1")}, "checkpoint must be a path, got StableDiffusion_1: model= takes it"),
+        ({"file": 3}, "file must be a path, or tensors by their keys, got int"),
+    ]
+    for changed, message in calls:
+        with pytest.raises(TypeError, match=message):
+            inspect_lora(**{"file": {}, **changed})
 
 
 def test_only_multipliers_are_read(tmp_path: Path) -> None:
@@ -197,3 +218,72 @@ def test_numbered_names_of_ours(model_of: Callable[[str], LatentDiffusionModel])
     second = inspect_lora(pair(f"{block}.1.Linear", (2, 768), (320, 2)), model_of("sd1")).plan
     assert re.search("may mean several layers: unet .*Linear_2, unet .*Linear_3", second.updates[0].reason)
     assert inspect_lora(pair(f"{block}.2.Linear", (2, 320), (320, 2)), model_of("sd1")).plan.of_status("unknown")
+
+
+QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def peft(root: str, rank: int = 4) -> dict[str, Tensor]:
+    name = f"{root}.{QUERY}"
+    return {f"{name}.lora_A.weight": torch.zeros(rank, 320), f"{name}.lora_B.weight": torch.zeros(320, rank)}
+
+
+@pytest.mark.parametrize("root", ["base_model.model", "unet"])
+def test_an_alpha_that_is_elsewhere_is_told(root: str, tmp_path: Path) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    save_to_safetensors(path, peft(root))
+    report = inspect_lora(path)
+    (note,) = report.notes()
+    assert note.startswith("alpha is not known: ") and "the rank is taken for it" in note
+    assert "PEFT keeps it in adapter_config.json" in note
+    assert f"\nnote: {note}\n" in str(report) and report.to_json()["notes"] == [note]
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 4}')
+    assert inspect_lora(path).notes() == []
+    assert inspect_lora(pair(f"lora_unet_{MIDDLE}", (8, 768), (1280, 8), alpha=None)).notes() == []
+
+
+def test_multipliers_that_are_not_alpha_over_rank_are_shown(tmp_path: Path) -> None:
+    path, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    save_to_safetensors(path, peft("base_model.model"))
+    config.write_text('{"r": 4, "lora_alpha": 8}')
+    assert "alpha  layers" in str(inspect_lora(path))
+    config.write_text('{"r": 4, "lora_alpha": 8, "use_rslora": true}')
+    report = inspect_lora(path)
+    assert str(report).splitlines()[1:] == [
+        "  network       kind      rank   alpha  multiplier  layers",
+        "  unet          LoRA         4       8           4       1",
+        "       1  unet, self-attention",
+        "note: rank-stabilized: the multiplier is alpha / sqrt(rank)",
+        "everything fits by its name; shapes were not compared with a model",
+    ]
+    (row,) = json.loads(json.dumps(report.to_json()))["table"]
+    assert row["scale"] == 4 and row["is_rank_stabilized"] is True
+    name = f"lora_unet_{MIDDLE}"
+    (other,) = inspect_lora(pair(name, (8, 768), (1280, 8)) | {f"{name}.scalar": torch.tensor(3.0)}).table()
+    assert other.scale == 1.5 and not other.is_rank_stabilized and not other.is_plain
+
+
+def test_files_of_any_chain_are_for_load_loras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chain = fl.Chain(fl.Linear(8, 6), fl.Chain(fl.Conv2d(4, 6, 3), fl.Linear(6, 8)))
+    add_trainable_loras("style", chain, rank=2, alpha=3)
+    path = tmp_path / "chain.safetensors"
+    save_loras(chain, "style", path)
+    report = inspect_lora(path)
+    assert str(report).splitlines() == [
+        f"{path}: LoCon, LoRA for a chain, written by save_loras of refiners",
+        "  network       kind      rank   alpha  layers",
+        "  -             LoCon        2       3       1",
+        "  -             LoRA         2       3       2",
+        "load_loras attaches it to the chain that it was saved of; it was not compared with one",
+    ]
+    assert report.is_of_a_chain and report.to_json()["is_whole"] is True and main([str(path)]) == 0
+    capsys.readouterr()
+    save_to_safetensors(path, load_from_safetensors(path) | {"Linear.lora_up.weight": torch.zeros(6, 3)})
+    assert main([str(path)]) == 1 and "cannot be attached" in capsys.readouterr().out
+    assert not inspect_lora(pair(f"lora_unet_{MIDDLE}", (8, 768), (1280, 8))).is_of_a_chain
+
+
+def test_files_of_a_unet_are_for_both(model_of: Callable[[str], LatentDiffusionModel]) -> None:
+    report = inspect_lora(pair("DownBlocks.Chain_1.Conv2d", (2, 4, 3, 3), (320, 2, 1, 1)), model_of("sd1"))
+    assert report.is_of_a_chain and report.is_whole and report.format == "save_loras of refiners"
+    assert str(report).endswith("\neverything fits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -48,11 +49,12 @@ def lora_metadata(
         trigger_words: What a prompt must say, one text or several: `modelspec.trigger_phrase`, with commas between.
         base_model: What it was made for. `"sd1"`, `"sd2"` or `"sdxl"` give `modelspec.architecture` and
             `ss_base_model_version`, any other text `ss_sd_model_name`.
-        rank: Its rank: `ss_network_dim`.
-        alpha: Its alpha: `ss_network_alpha`.
+        rank: Its rank: `ss_network_dim`, a positive number, or a text such as `"Dynamic"`.
+        alpha: Its alpha: `ss_network_alpha`, a finite number, or a text.
 
     Raises:
-        TypeError: If a text is none.
+        TypeError: If a text is none, or a number neither a number nor a text.
+        ValueError: If the rank is no positive number, or alpha no finite one.
     """
     words = (trigger_words,) if isinstance(trigger_words, str) else tuple(trigger_words)
     for name, text in {"title": title, "author": author, "description": description, "license": license}.items():
@@ -62,6 +64,7 @@ def lora_metadata(
         raise TypeError(f"trigger_words must be texts, got {words!r}")
     if base_model is not None and not isinstance(base_model, str):
         raise TypeError(f"base_model must be a text, got {type(base_model).__name__}")
+    _check_numbers(rank, alpha)
     base = next((each for family, each in _BASES.items() if family == base_model), None)
     found = {
         "modelspec.title": title,
@@ -76,6 +79,17 @@ def lora_metadata(
         "ss_network_alpha": None if alpha is None else str(alpha),
     }
     return {name: text for name, text in found.items() if text is not None}
+
+
+def _check_numbers(rank: int | str | None, alpha: float | str | None) -> None:
+    for name, value, kinds in (("rank", rank, (int, str)), ("alpha", alpha, (int, float, str))):
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            what = "a whole number" if name == "rank" else "a number"
+            raise TypeError(f"{name} must be {what} or a text, got {type(value).__name__}")
+    if isinstance(rank, int) and rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    if isinstance(alpha, (int, float)) and not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}")
 
 
 def without_stale(metadata: Mapping[str, str]) -> dict[str, str]:

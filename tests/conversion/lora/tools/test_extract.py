@@ -196,6 +196,7 @@ def test_mistakes(state: dict[str, Tensor], tmp_path: Path) -> None:
         ({"tuned": nan}, f"{CONV}.weight differs by numbers that are not finite"),
         ({"tuned": cut}, "holds no whole unet_sd1"),
         ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"rank": None}, "rank or energy must be given, or both"),
         ({"energy": 2.0}, "energy must be above 0, and at most 1, got 2.0"),
         ({"parts": ("vae",)}, r"parts must be some of unet, text_encoder, in a tuple, got \('vae',\)"),
         ({"parts": "unet"}, "parts must be some of unet, text_encoder, in a tuple, got 'unet'"),

@@ -60,7 +60,7 @@ def extract_lora(
     tuned: Path | str,
     destination: Path | str,
     *,
-    rank: int,
+    rank: int | None = None,
     energy: float | None = None,
     parts: tuple[Part, ...] = ("unet", "text_encoder"),
     norms: bool = False,
@@ -81,7 +81,7 @@ def extract_lora(
         base: The checkpoint that the fine-tuning began with: a file or folder of any format that `describe` knows.
         tuned: The fine-tuned one, of the same or another format.
         destination: The file to write, of safetensors.
-        rank: The rank of each layer, or with `energy` the largest one.
+        rank: The rank of each layer, or with `energy` the largest one. One of the two must be given.
         energy: The share of the energy, the sum of the squares of the singular values, to keep of each layer by as low
             a rank as does.
         parts: Which networks: `"unet"`, and `"text_encoder"` for all text encoders. One that only one of the
@@ -99,12 +99,11 @@ def extract_lora(
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         TypeError: If an argument is of a wrong type.
-        ValueError: If an argument has a wrong value, a checkpoint has neither a U-Net nor a text encoder or is not
-            whole, the checkpoints are of different structures, nothing differs, or a number is not finite. Nothing is
-            written then.
+        ValueError: If neither rank nor energy is given, an argument has a wrong value, a checkpoint has neither a U-Net
+            nor a text encoder or is not whole, the checkpoints are of different structures, nothing differs, or a
+            number is not finite. Nothing is written then.
     """
-    bound = Bound(rank, energy)
-    bound.check()
+    bound = Bound.given(rank, energy)
     check_format(format)
     check_dtype(dtype)
     _check_parts(parts)

@@ -38,6 +38,20 @@ class Bound(NamedTuple):
     rank: int | None = None
     energy: float | None = None
 
+    @classmethod
+    def given(cls, rank: int | None, energy: float | None) -> Bound:
+        """Give a bound of which the rank or the energy must be given, or both.
+
+        Raises:
+            TypeError: If one is no number.
+            ValueError: If there is neither, or one has a wrong value.
+        """
+        if rank is None and energy is None:
+            raise ValueError("rank or energy must be given, or both")
+        bound = cls(rank, energy)
+        bound.check()
+        return bound
+
     def check(self) -> None:
         """Raise `TypeError` or `ValueError` if this is no bound."""
         if self.rank is not None:

@@ -12,16 +12,17 @@ from torch import Tensor, device as Device, dtype as DType
 
 from refiners.conversion.checkpoint import Checkpoint
 from refiners.conversion.diffusion import Family
-from refiners.conversion.lora.keys import Role
+from refiners.conversion.lora.family import tell_family
+from refiners.conversion.lora.keys import Role, split_keys
 from refiners.conversion.lora.kinds import Kind
 from refiners.conversion.lora.kinds.kind import NUMBERS
 from refiners.conversion.lora.names import LayerNames, Networks
 from refiners.conversion.lora.no_lora import check_is_no_pipeline
 from refiners.conversion.lora.plan import LoraPlan, Update, plan_lora
-from refiners.conversion.lora.report import guess
+from refiners.conversion.lora.report import check_model
 from refiners.conversion.lora.settings import LoraSettings
 from refiners.conversion.lora.spelling import Layer, layers_of
-from refiners.conversion.lora.targets import PUBLISHED, targets_in, targets_of
+from refiners.conversion.lora.targets import targets_in, targets_of
 from refiners.conversion.lora.writing import LayerPieces
 from refiners.conversion.safetensors_writer import Piece
 from refiners.foundationals.latent_diffusion.model import LatentDiffusionModel
@@ -110,10 +111,7 @@ def networks_of(model: LatentDiffusionModel | None, checkpoint: Path | str | Non
         TypeError: If the model is none.
         ValueError: If there are both.
     """
-    if model is not None and checkpoint is not None:
-        raise ValueError("model and checkpoint say the same: give one of them")
-    if model is not None and not isinstance(model, LatentDiffusionModel):
-        raise TypeError(f"model must be a LatentDiffusionModel, got {type(model).__name__}")
+    check_model(model, checkpoint)
     if model is not None:
         return targets_of(model).networks
     return None if checkpoint is None else targets_in(checkpoint)[1]
@@ -135,13 +133,13 @@ def open_lora(path: Path | str, networks: Networks | None) -> Generator[OpenedLo
     with Checkpoint(path) as source:
         settings = LoraSettings.of_file(source.path, source.metadata)
         family: Family | None = None
+        split = split_keys(source.infos)
         if networks is None:
-            family, plan = guess(source, settings)
-            if family is None and any(update.library for update in plan.updates):
+            told = tell_family(split[0], source.infos)
+            if told.is_of_several:
                 raise ValueError(f"{path} has names of layers of several models: give model or checkpoint")
-            networks = PUBLISHED.get(family or "sd1", PUBLISHED["sd1"])
-        else:
-            plan = plan_lora(source, networks, settings)
+            family, networks = told.family, told.networks
+        plan = plan_lora(source, networks, settings, split=split)
         yield OpenedLora(source, plan, networks, family, settings, _named(plan, networks))
 
 

@@ -12,6 +12,7 @@ from torch import device as Device, dtype as DType
 from refiners.conversion.lora.metadata import check_metadata, lora_metadata, without_stale
 from refiners.conversion.lora.plan import Update
 from refiners.conversion.lora.spelling import LoraFormat
+from refiners.conversion.lora.tools.chains import ChainResizer, open_chain_file
 from refiners.conversion.lora.tools.deltas import MAGNITUDES, pair_of
 from refiners.conversion.lora.tools.low_rank import Bound, truncate_product
 from refiners.conversion.lora.tools.opened import OpenedLora, networks_of, open_lora
@@ -46,7 +47,7 @@ def resize_lora(
 
     The product of the two matrices is not made, see `truncate_product`; numbers are in float64 until they are written.
     Differences, and IA³, which have no rank, are copied. Of DoRA the pair of matrices is resized, and its magnitudes
-    are copied.
+    are copied. Files of `save_loras` keep their keys, of whatever chain they are.
 
     Args:
         source: The file, of any format that `inspect_lora` knows, or a folder of PEFT.
@@ -68,17 +69,21 @@ def resize_lora(
         ValueError: If neither rank nor energy is given, an argument has a wrong value, something in the source is not
             understood, is not finite, or has no rank that could be lower (LoHa, LoKr). Nothing is written then.
     """
-    if rank is None and energy is None:
-        raise ValueError("rank or energy must be given, or both")
-    bound = Bound(rank, energy)
-    bound.check()
+    bound = Bound.given(rank, energy)
     check_format(format)
     check_dtype(dtype)
     said = check_metadata(metadata)
     path = check_destination(destination, [source])
     tell = progress or no_progress
+    networks = networks_of(model, checkpoint)
+    if networks is None:
+        with open_chain_file(source) as opened:
+            if opened is not None:
+                if format == "diffusers":
+                    raise ValueError(f"{source} is a file of save_loras, of which the format {format!r} has no layers")
+                return ChainResizer(bound, device, dtype, tell).write(opened, path, said)
     written: list[tuple[LayerPieces, WrittenLayer]] = []
-    with open_lora(source, networks_of(model, checkpoint)) as opened:
+    with open_lora(source, networks) as opened:
         opened.check()
         updates = [each for each in opened.updates if opened.layers[each.name].path or format != "refiners"]
         check_kinds([opened.pieces(each) for each in updates if "mid" not in each.keys], format, opened.plan.label)

@@ -86,7 +86,7 @@ def pair_pieces(layer: Layer, pair: Truncated, kernel: Sequence[int], dtype: DTy
     return LayerPieces(layer, "LoCon" if kernel else "LoRA", rounded_pieces(layer, tensors, dtype), rank)
 
 
-def rounded_pieces(layer: Layer, tensors: Mapping[Role, Tensor], dtype: DType) -> dict[Role, Piece]:
+def rounded_pieces(layer: Layer | str, tensors: Mapping[Role, Tensor], dtype: DType) -> dict[Role, Piece]:
     """Round tensors to the dtype of a file.
 
     Raises:
