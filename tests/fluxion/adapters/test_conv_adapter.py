@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters import Conv2dLora, LoraAdapter
+from refiners.fluxion.adapters import Conv2dLora, LoraAdapter, auto_attach_loras
 
 X = torch.randn(2, 6, 9, 8, dtype=torch.float64)
 
@@ -119,3 +119,33 @@ def test_gradients() -> None:
 def test_images_without_a_batch() -> None:
     adapter = make_adapter((3, 1))
     torch.testing.assert_close(adapter(X[0]), one_by_one(adapter, X[0]))
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 1)], ids=["up", "down"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1, "groups": 2},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 3},
+        {"kernel_size": 3, "padding": "valid"},
+        {"kernel_size": 5, "padding": 2},
+        {"kernel_size": 1},
+        {"kernel_size": (3, 5), "padding": (1, 2)},
+    ],
+    ids=str,
+)
+def test_convolutions_that_go_otherwise_over_an_image(kernel_size: tuple[int, int], options: dict[str, Any]) -> None:
+    lora = Conv2dLora("foo", 16, 8, kernel_size=kernel_size, padding=(kernel_size[0] // 2, kernel_size[1] // 2))
+    assert lora.is_compatible(fl.Conv2d(16, 8, 3, padding="same"))
+    chain = fl.Chain(fl.Conv2d(16, 8, stride=1, **options))
+    with pytest.raises(ValueError, match="LoRA 'foo' must be for Conv2d"):
+        auto_attach_loras({"": lora}, chain)
+    assert not lora.is_compatible(chain.layer(0, fl.Conv2d)) and lora.parent is None
+    assert lora.auto_attach(chain) is None
+
+
+def test_what_is_padded_after_the_stride_has_another_size() -> None:
+    lora = Conv2dLora("foo", 16, 8, kernel_size=(3, 1))  # by default the second one pads
+    assert lora.is_compatible(fl.Conv2d(16, 8, 3, padding=1))
+    assert not lora.is_compatible(fl.Conv2d(16, 8, 3, padding=1, stride=2)) and lora.down.stride == (1, 1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import refiners.fluxion.layers as fl
-from refiners.fluxion.adapters import Conv2dLora, LinearLora, Lora, auto_attach_loras
+from refiners.fluxion.adapters import Conv2dLora, LinearLora, Lora
 
 
 @pytest.fixture
@@ -264,31 +264,8 @@ def test_a_conv_lora_fits_convolutions_like_it(conv: Conv2dLora) -> None:
     assert not conv.is_compatible(fl.Linear(16, 8))
 
 
-@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 1)], ids=["up", "down"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kernel_size": 3, "padding": 1, "groups": 2},
-        {"kernel_size": 3, "padding": 2, "dilation": 2},
-        {"kernel_size": 3},
-        {"kernel_size": 3, "padding": "valid"},
-        {"kernel_size": 5, "padding": 2},
-        {"kernel_size": 1},
-        {"kernel_size": (3, 5), "padding": (1, 2)},
-    ],
-    ids=str,
-)
-def test_convolutions_that_go_otherwise_over_an_image(kernel_size: tuple[int, int], options: dict[str, Any]) -> None:
-    lora = Conv2dLora("foo", 16, 8, kernel_size=kernel_size, padding=(kernel_size[0] // 2, kernel_size[1] // 2))
-    assert lora.is_compatible(fl.Conv2d(16, 8, 3, padding="same"))
-    chain = fl.Chain(fl.Conv2d(16, 8, stride=1, **options))
-    with pytest.raises(ValueError, match="LoRA 'foo' must be for Conv2d"):
-        auto_attach_loras({"": lora}, chain)
-    assert not lora.is_compatible(chain.layer(0, fl.Conv2d)) and lora.parent is None
-    assert lora.auto_attach(chain) is None
-
-
-def test_what_is_padded_after_the_stride_has_another_size() -> None:
-    lora = Conv2dLora("foo", 16, 8, kernel_size=(3, 1))  # by default the second one pads
-    assert lora.is_compatible(fl.Conv2d(16, 8, 3, padding=1))
-    assert not lora.is_compatible(fl.Conv2d(16, 8, 3, padding=1, stride=2)) and lora.down.stride == (1, 1)
+@pytest.mark.parametrize("rank", [1.5, "4", True, None])
+def test_a_rank_is_a_whole_number(rank: Any) -> None:
+    for make in (LinearLora, Conv2dLora):
+        with pytest.raises(TypeError, match=f"rank must be a whole number, got {rank!r}"):
+            make("foo", 4, 4, rank=rank)

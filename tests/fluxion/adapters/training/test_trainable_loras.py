@@ -137,6 +137,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "dtype": ({"dtype": torch.float16}, ValueError, "dtype must be torch.float32, as that of Encoder.Conv2d"),
     "no dtype": ({"dtype": "float32"}, TypeError, "dtype must be a torch.dtype, got 'float32'"),
     "generator": ({"generator": 3}, TypeError, "generator must be a torch.Generator, got int"),
+    "orthogonal": ({"rank": 7, "initialisation": "orthogonal"}, ValueError, "rank must be at most 6 .* 'orthogonal'"),
     "pissa": ({"rank": 6, "initialisation": "pissa"}, ValueError, "Head.Linear_2: rank must be at most 5"),
 }
 
@@ -155,6 +156,26 @@ def test_a_wrong_argument_changes_nothing(
         add_trainable_loras("style", model, **options)
     assert_same(before, model)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_printed_form(model: fl.Chain) -> None:
+    loras = add_trainable_loras("style", model, rank=2)
+    count = sum(parameter.numel() for parameter in loras.parameters())
+    numbers = f"TrainableLoras('style', {len(loras.loras)} of {count} numbers,"
+    assert repr(loras) == f"{numbers} attached to {type(model).__name__})"
+    loras.eject()
+    assert repr(loras) == f"{numbers} not attached to {type(model).__name__})"
+
+
+def test_a_state_that_is_not_finite_is_not_loaded(model: fl.Chain) -> None:
+    loras = add_trainable_loras("style", model, rank=2)
+    before = {key: value.clone() for key, value in loras.state_dict().items()}
+    wrong = {key: value + 1 if not key.endswith(".alpha") else value for key, value in before.items()}
+    key = next(key for key in reversed(wrong) if key.endswith(".up"))
+    wrong[key][0, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"nothing was loaded:\n  {key} must be finite numbers$"):
+        loras.load_state_dict(wrong)
+    assert all(torch.equal(value, before[key]) for key, value in loras.state_dict().items())
 
 
 def test_names_and_targets(model: fl.Chain) -> None:

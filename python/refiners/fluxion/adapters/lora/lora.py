@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -35,7 +36,8 @@ class Lora(Generic[T], LayerUpdate):
         dtype: Their dtype.
 
     Raises:
-        ValueError: If the rank is not positive.
+        TypeError: If the rank is no whole number, or the scale neither a number nor a tensor.
+        ValueError: If the rank is not positive, or the scale not finite.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class Lora(Generic[T], LayerUpdate):
         device: Device | str | None = None,
         dtype: DType | None = None,
     ) -> None:
+        if isinstance(rank, bool) or not isinstance(rank, Integral):
+            raise TypeError(f"rank must be a whole number, got {rank!r}")
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
         check_scale(name, scale)

@@ -65,12 +65,15 @@ def check_initialisation(
     """Raise `ValueError` if updates of a layer cannot begin so."""
     if initialisation not in get_args(Initialisation):
         raise ValueError(f"initialisation must be one of {', '.join(get_args(Initialisation))}, got {initialisation!r}")
-    if initialisation != "pissa":
+    if initialisation not in ("orthogonal", "pissa"):
         return
     weight = layer.weight
-    smallest = min(weight.flatten(1).shape)
-    if rank > smallest:
-        raise ValueError(f"{path}: rank must be at most {smallest} for the initialisation 'pissa', got {rank}")
+    outputs, inputs = weight.flatten(1).shape
+    most = inputs if initialisation == "orthogonal" else min(outputs, inputs)  # no more rows are at right angles
+    if rank > most:
+        raise ValueError(f"{path}: rank must be at most {most} for the initialisation {initialisation!r}, got {rank}")
+    if initialisation == "orthogonal":
+        return
     if weight.is_meta or not torch.isfinite(weight).all():
         raise ValueError(f"{path}: the weight must be finite numbers for the initialisation 'pissa'")
 

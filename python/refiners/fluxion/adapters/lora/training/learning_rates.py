@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from refiners.fluxion.adapters.lora.lora import Lora
+from refiners.fluxion.adapters.lora.training.trainable_loras import TrainableLoras
 
 
 def lora_plus_groups(
-    loras: Iterable[Lora[Any]], /, lr: float, ratio: float = 16.0, **options: Any
+    loras: TrainableLoras | Mapping[str, Lora[Any]] | Iterable[Lora[Any]],
+    /,
+    lr: float,
+    ratio: float = 16.0,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Make groups of parameters for any optimiser of torch, in which `up` learns faster than `down`.
 
@@ -20,7 +25,7 @@ def lora_plus_groups(
     layers learn too little from `down`; a ratio of about 16 served best there.
 
     Args:
-        loras: The updates.
+        loras: The updates: what `add_trainable_loras` returns, or some by their paths, or some.
         lr: The learning rate of `down`, the matrix A of the paper.
         ratio: That of `up`, the matrix B, divided by it.
         options: What else the optimiser takes for a group, such as `weight_decay`.
@@ -34,7 +39,8 @@ def lora_plus_groups(
             raise ValueError(f"{label} must be positive and finite, got {value}")
     downs: list[nn.Parameter] = []
     ups: list[nn.Parameter] = []
-    for lora in loras:
+    found = loras.loras if isinstance(loras, TrainableLoras) else loras
+    for lora in found.values() if isinstance(found, Mapping) else found:
         if not isinstance(lora, Lora):
             raise TypeError(f"loras must be low-rank updates, got {type(lora).__name__}")
         for layer, group in ((lora.down, downs), (lora.up, ups)):

@@ -51,6 +51,13 @@ class TrainableLoras:
         """List what an optimiser is to train, layer by layer: `down`, then `up`."""
         return [parameter for lora in self.loras.values() for parameter in lora.parameters()]
 
+    def __repr__(self) -> str:
+        state = "not attached to" if self._frozen is None else "attached to"
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"TrainableLoras({self.name!r}, {len(self.loras)} of {count} numbers, {state} {type(self.target).__name__})"
+        )
+
     def inject(self) -> TrainableLoras:
         """Attach the updates, all or none, and freeze what else is in the tree.
 
@@ -112,7 +119,7 @@ class TrainableLoras:
         """Write what `state_dict` gave into the updates; they must be made by the same arguments.
 
         Raises:
-            ValueError: If names, shapes or multipliers differ; nothing was written.
+            ValueError: If names, shapes or multipliers differ, or numbers are not finite; nothing was written.
         """
         own = self.state_dict()
         problems = [f"{key} is missing" for key in own if key not in tensors]
@@ -122,6 +129,8 @@ class TrainableLoras:
                 problems.append(f"{key} must have shape {tuple(own[key].shape)}, got {tuple(tensors[key].shape)}")
             elif key.endswith(".alpha") and own[key].item() != tensors[key].item():
                 problems.append(f"{key} must be {own[key].item()}, got {tensors[key].item()}")
+            elif not tensors[key].is_meta and not torch.isfinite(tensors[key]).all():
+                problems.append(f"{key} must be finite numbers")
         if problems:
             lines = "\n  ".join([*problems[:10], *([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])])
             raise ValueError(f"tensors do not fit ({len(problems)}), nothing was loaded:\n  {lines}")
