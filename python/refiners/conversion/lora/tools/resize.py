@@ -75,7 +75,7 @@ def resize_lora(
     check_format(format)
     check_dtype(dtype)
     said = check_metadata(metadata)
-    path = check_destination(destination, [source])
+    path = check_destination(destination, [source], format=format)
     tell = progress or no_progress
     written: list[tuple[LayerPieces, WrittenLayer]] = []
     with open_lora(source, networks_of(model, checkpoint)) as opened:
