@@ -50,6 +50,7 @@ def lokr(**options: Any) -> Make:
 
 KINDS: dict[str, tuple[str, Make]] = {
     "LoRA": ("LoRA", lora()),
+    "LoCon, Tucker": ("LoRA", lora(use_tucker=True)),
     "LoHa": ("LoHa", loha()),
     "LoHa of a high rank": ("LoHa", loha(lora_dim=16)),
     "LoHa, Tucker": ("LoHa", loha(use_tucker=True)),
@@ -60,6 +61,8 @@ KINDS: dict[str, tuple[str, Make]] = {
     "DoRA of a LoKr, Tucker": ("DoRA", lokr(use_tucker=True, weight_decompose=True)),
     "DoRA": ("DoRA", lora(weight_decompose=True)),
     "DoRA of columns": ("DoRA", lora(weight_decompose=True, wd_on_out=False)),
+    "DoRA, Tucker": ("DoRA", lora(use_tucker=True, weight_decompose=True)),
+    "DoRA of columns, Tucker": ("DoRA", lora(use_tucker=True, weight_decompose=True, wd_on_out=False)),
     "DoRA of a LoHa": ("DoRA", loha(weight_decompose=True)),
     "DoRA of a LoKr": ("DoRA", lokr(weight_decompose=True)),
     "full": ("full difference", lambda layer: lycoris.FullModule("x", layer)),
