@@ -9,7 +9,7 @@ from pathlib import Path
 from refiners.options import MOST_SEED, OneLineParser, natural, new_file, number
 
 # Those of `conversion.lora`, which takes torch to import.
-FORMATS = ("kohya", "diffusers", "refiners")
+FORMATS = ("kohya", "diffusers", "refiners", "peft")
 METHODS = ("cat", "svd", "ties", "dare")
 PARTS = ("unet", "text_encoder")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -54,8 +54,8 @@ def parse_options(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
         OneLineParser(prog=_PROG).error(f"expected one of {', '.join(ACTIONS)}, got {action!r}")
     add = parser.add_argument
     _ADD[action](add)
-    out = "the LoRA file to write, which ends in .safetensors; one of this name is replaced"
-    add("--out", required=True, type=_new_safetensors, metavar="FILE", help=out)
+    out = "the LoRA file to write, which ends in .safetensors, or the folder of PEFT; one of this name is replaced"
+    add("--out", required=True, type=_new, metavar="FILE", help=out)
     if action == "convert":
         add("--format", choices=FORMATS, required=True, help=_FORMAT_HELP)
     else:
@@ -64,6 +64,8 @@ def parse_options(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     add("--trigger", action="append", default=[], metavar="WORDS", help="what a prompt must say, in the file")
     add("--metadata", type=_text, action="append", default=[], metavar="KEY=TEXT", help="what else the file says")
     options = parser.parse_args(rest)
+    if options.format != "peft" and options.out.suffix != ".safetensors":
+        parser.error(f"argument --out: expected a name that ends in .safetensors, got '{options.out}'")
     if action in ("extract", "resize") and options.rank is None and options.energy is None:
         parser.error("give --rank or --energy, or both")
     if action == "compose":
@@ -71,7 +73,7 @@ def parse_options(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     return action, options
 
 
-_FORMAT_HELP = "who reads it: kohya-ss/sd-scripts and most programs; diffusers, and PEFT; or refiners"
+_FORMAT_HELP = "who reads it: kohya-ss/sd-scripts and most programs; diffusers; refiners; or PEFT, which has a folder"
 _DESCRIPTIONS = {
     "convert": "Write a LoRA file as another program reads it. The numbers stay the same bit for bit.",
     "extract": "Compare two checkpoints, and write a LoRA file that does to the first one nearly what fine-tuning did.",
@@ -154,11 +156,8 @@ def _existing(text: str) -> Path:
     return Path(text)
 
 
-def _new_safetensors(text: str) -> Path:
-    path = new_file(text)
-    if path.suffix != ".safetensors":
-        raise argparse.ArgumentTypeError(f"expected a name that ends in .safetensors, got {text!r}")
-    return path
+def _new(text: str) -> Path:
+    return new_file(text) if Path(text).suffix == ".safetensors" else Path(text)
 
 
 def _scaled(text: str) -> tuple[Path, float]:

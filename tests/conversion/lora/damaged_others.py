@@ -180,6 +180,10 @@ CONFIGS: dict[str, bytes | None] = {
     },
     "rank patterns of texts": _config(rank_pattern={"to_q": "2"}),
     "rank patterns of 0": _config(rank_pattern={"to_q": 0}),
+    "a slow pattern": _config(alpha_pattern={r"[\w.]*[\w.]*[\w.]*z": 8}),
+    "slow patterns": _config(alpha_pattern={rf"[\w.]*[\w.]*[\w.]*z{index}": 8 for index in range(300)}),
+    "another kind": _config(peft_type="OFT", r=0),
+    "another base": _config(init_lora_weights="pissa"),
 }
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import lycoris.modules as lycoris
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[2] / "foundationals" / "latent_diffusion" / "lora"))
+sys.path.append(str(Path(__file__).parent))
 
+from peft_trees import input_of, theirs_like, wrap
 from small_models import assert_same, make_sd1, names_of, state_of
 
-import refiners.fluxion.layers as fl
 from refiners.foundationals.latent_diffusion import StableDiffusion_1
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 
@@ -49,6 +50,7 @@ def lokr(**options: Any) -> Make:
 
 KINDS: dict[str, tuple[str, Make]] = {
     "LoRA": ("LoRA", lora()),
+    "LoCon, Tucker": ("LoRA", lora(use_tucker=True)),
     "LoHa": ("LoHa", loha()),
     "LoHa of a high rank": ("LoHa", loha(lora_dim=16)),
     "LoHa, Tucker": ("LoHa", loha(use_tucker=True)),
@@ -59,6 +61,8 @@ KINDS: dict[str, tuple[str, Make]] = {
     "DoRA of a LoKr, Tucker": ("DoRA", lokr(use_tucker=True, weight_decompose=True)),
     "DoRA": ("DoRA", lora(weight_decompose=True)),
     "DoRA of columns": ("DoRA", lora(weight_decompose=True, wd_on_out=False)),
+    "DoRA, Tucker": ("DoRA", lora(use_tucker=True, weight_decompose=True)),
+    "DoRA of columns, Tucker": ("DoRA", lora(use_tucker=True, weight_decompose=True, wd_on_out=False)),
     "DoRA of a LoHa": ("DoRA", loha(weight_decompose=True)),
     "DoRA of a LoKr": ("DoRA", lokr(weight_decompose=True)),
     "full": ("full difference", lambda layer: lycoris.FullModule("x", layer)),
@@ -80,25 +84,6 @@ def manager(model: StableDiffusion_1) -> Iterator[SDLoraManager]:
 
 def layer_of(model: StableDiffusion_1, name: str) -> Any:
     return names_of(model)[name]
-
-
-def theirs_like(layer: Any) -> nn.Module:
-    """Make torch's own layer with the same weights."""
-    if isinstance(layer, fl.Linear):
-        other: Any = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    elif isinstance(layer, fl.Conv2d):
-        sizes: Any = {"stride": layer.stride, "padding": layer.padding, "bias": layer.bias is not None}
-        other = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, **sizes)
-    else:
-        other = nn.GroupNorm(layer.num_groups, layer.num_channels, eps=layer.eps)
-    other.load_state_dict(layer.state_dict())
-    return other.requires_grad_(False)
-
-
-def input_of(layer: Any) -> Tensor:
-    if isinstance(layer, fl.Linear):
-        return torch.randn(2, 7, layer.in_features)
-    return torch.randn(2, layer.weight.shape[1] if isinstance(layer, fl.Conv2d) else layer.num_channels, 6, 8)
 
 
 def randomize(module: nn.Module) -> None:
@@ -189,21 +174,9 @@ PEFT: dict[str, Callable[..., PeftConfig]] = {
 }
 
 
-def wrap(layer: Any, name: str, kind: str, alpha: float) -> Any:
+def wrap_one(layer: Any, name: str, kind: str, alpha: float) -> Any:
     """Give a tree with one layer like this random updates."""
-    tree: Any = nn.Module()
-    *path, last = name.split(".")
-    parent = tree
-    for each in path:
-        parent.add_module(each, nn.Module())
-        parent = getattr(parent, each)
-    parent.add_module(last, theirs_like(layer))
-    wrapped: Any = get_peft_model(tree, PEFT[kind](alpha, target_modules=[name]))
-    for parameter_name, parameter in wrapped.named_parameters():
-        if "base_layer" not in parameter_name:
-            with torch.no_grad():
-                parameter.mul_(1 + torch.rand_like(parameter)).add_(0.1 * torch.randn_like(parameter))
-    return wrapped
+    return wrap({name: layer}, PEFT[kind](alpha, target_modules=[name]))
 
 
 # A file does not tell IA3 of inputs from that of outputs where a convolution has as many of both.
@@ -215,7 +188,7 @@ PEFT_CASES.remove(("IA3 of inputs", SMALL_CONV))
 def test_peft(kind: str, name: str, manager: SDLoraManager) -> None:
     layer = layer_of(manager.target, name)
     alpha = 4 if kind == "LoKr" else 2  # of whole matrices the keys alone tell no rank
-    wrapped = wrap(layer, name, kind, alpha)
+    wrapped = wrap_one(layer, name, kind, alpha)
     adapted = wrapped.base_model.model.get_submodule(name)
     prefix = "base_model.model."
     tensors = {f"unet.{key.removeprefix(prefix)}": value for key, value in get_peft_model_state_dict(wrapped).items()}
@@ -228,13 +201,14 @@ def test_peft(kind: str, name: str, manager: SDLoraManager) -> None:
         assert_merged(manager, layer, x)
 
 
+@pytest.mark.parametrize("name", [LINEAR, SMALL_CONV, CONV])
 @pytest.mark.parametrize("kind", PEFT)
-def test_a_folder_of_peft(kind: str, manager: SDLoraManager, tmp_path: Path) -> None:
-    layer = layer_of(manager.target, LINEAR)
-    wrapped = wrap(layer, LINEAR, kind, 3)
+def test_a_folder_of_peft(kind: str, name: str, manager: SDLoraManager, tmp_path: Path) -> None:
+    layer = layer_of(manager.target, name)
+    wrapped = wrap_one(layer, name, kind, 3)
     wrapped.save_pretrained(tmp_path)
     manager.load("style", tmp_path)
     x, (adapter,) = input_of(layer), manager.lora_adapters
     with torch.no_grad():
-        expected = wrapped.base_model.model.get_submodule(LINEAR)(x)
+        expected = wrapped.base_model.model.get_submodule(name)(x)
         torch.testing.assert_close(adapter(x), expected, rtol=2e-5, atol=2e-5)

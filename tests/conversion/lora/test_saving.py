@@ -72,7 +72,7 @@ def test_no_updates_of_the_name(manager: SDLoraManager, style: dict[str, Tensor]
     with pytest.raises(ValueError, match="there is no LoRA 'style'"):
         manager.save("style", path)
     manager.add_loras("style", style)
-    with pytest.raises(ValueError, match="format must be one of kohya, diffusers, refiners, got 'comfy'"):
+    with pytest.raises(ValueError, match="format must be one of kohya, diffusers, refiners, peft, got 'comfy'"):
         manager.save("style", path, format="comfy")
     manager.merge()
     with pytest.raises(ValueError, match="'style' is merged: unmerge it first"):

@@ -227,7 +227,7 @@ class _Planner:
         elif isinstance(kind, Recognised):
             status, problem = "unsupported", kind.problem(infos, None)
         else:
-            self.kinds[entry.name] = kind
+            kind = self.kinds[entry.name] = kind.told(self.settings.is_of_inputs(entry.name))
             problem = problem or self._problem_at(known, kind, infos)
             if problem is None and not found:
                 status, problem = "unknown", "no layer has this name"

@@ -11,6 +11,7 @@ from torch import Tensor
 import refiners.fluxion.layers as fl
 from refiners.conversion.lora.keys import Role
 from refiners.conversion.lora.metadata import check_metadata
+from refiners.conversion.lora.peft_folder import check_peft_folder
 from refiners.conversion.lora.spelling import Layer, LoraFormat, layers_of
 from refiners.conversion.lora.targets import Targets, targets_of
 from refiners.conversion.lora.writing import LayerPieces, check_format, fit_pieces, write_lora
@@ -45,20 +46,23 @@ def save_lora(
     Args:
         model: The model that the updates are attached to.
         name: The name of the updates.
-        path: The file to write, of safetensors.
-        format: Who is to read it: `"kohya"`, `"diffusers"` or `"refiners"`. Pairs of matrices are written for all,
-            those with magnitudes (DoRA) for the first two; other kinds have tensors in files of LyCORIS alone, which go
-            by the format of kohya-ss/sd-scripts.
+        path: The file to write, of safetensors; for PEFT a folder, new or one that it wrote.
+        format: Who is to read it: `"kohya"`, `"diffusers"`, `"refiners"` or `"peft"`. Pairs of matrices are written for
+            all, those with magnitudes (DoRA) for all but `"refiners"`; other kinds have tensors in files of LyCORIS
+            alone, which go by the format of kohya-ss/sd-scripts. A folder of PEFT is for one network, whose modules it
+            names as transformers 5 and diffusers do.
         metadata: What to say in the file, such as `lora_metadata(trigger_words="in the style of ...")`.
 
     Raises:
         TypeError: If the metadata are no texts.
-        ValueError: If the path has another ending, no updates of this name are attached, a layer has no published name,
-            or the format has no tensors for an update; nothing is written.
+        ValueError: If the path has another ending, or the folder of PEFT holds other things; if no updates of this name
+            are attached, a layer has no published name, or the format has no tensors for an update; nothing is written.
     """
-    if Path(path).suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
     check_format(format)
+    if format == "peft":
+        check_peft_folder(Path(path), "path")
+    elif Path(path).suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
     said = check_metadata(metadata)
     targets = targets_of(model)
     found = list(_find(model, targets, name, format))

@@ -10,8 +10,8 @@ from refiners.conversion.lora.keys import HADAMARD_ROLES, KRONECKER_ROLES, Role
 from refiners.conversion.lora.names import ROOTS, LayerNames, Networks, Part, published_names
 from refiners.conversion.lora.numbered import Numbered, place_numbered
 
-LoraFormat: TypeAlias = Literal["kohya", "diffusers", "refiners"]
-"""Who reads the file: kohya-ss/sd-scripts, and with it most programs; diffusers, and PEFT; or we ourselves."""
+LoraFormat: TypeAlias = Literal["kohya", "diffusers", "refiners", "peft"]
+"""Who reads the file: kohya-ss/sd-scripts, and with it most programs; diffusers; we ourselves; or PEFT, a folder."""
 
 _LYCORIS = (*HADAMARD_ROLES, *KRONECKER_ROLES, "scalar", "dora_scale", "on_input", "diff", "diff_b", "w_norm", "b_norm")
 ENDINGS: Mapping[LoraFormat, Mapping[Role, str]] = {
@@ -25,6 +25,7 @@ ENDINGS: Mapping[LoraFormat, Mapping[Role, str]] = {
     },
     "diffusers": {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"},
     "refiners": {"down": "down.weight", "up": "up.weight", "alpha": "alpha"},
+    "peft": {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"},
 }
 """How the keys of each format end, by what the tensors are for: a format has no others."""
 
@@ -75,6 +76,8 @@ def spell_layers(layers: Sequence[Layer], networks: Networks, format: LoraFormat
     """
     if format == "diffusers":
         return [f"{layer.network}.{layer.name}" for layer in layers]
+    if format == "peft":
+        return [f"base_model.model.{_name_in_peft(layer)}" for layer in layers]
     if format == "refiners":
         return _spell_ours(layers, networks)
     text = networks.get("text_encoder")
@@ -82,6 +85,11 @@ def spell_layers(layers: Sequence[Layer], networks: Networks, format: LoraFormat
     if text is not None and text.component == "clip_text":
         prefixes["text_encoder"] = "lora_te"
     return [f"{prefixes[layer.network]}_{layer.name.replace('.', '_')}" for layer in layers]
+
+
+def _name_in_peft(layer: Layer) -> str:
+    """Give the name of a module: transformers 5 has shorter ones in text encoders without a projection."""
+    return layer.name.removeprefix("text_model.") if layer.network == "text_encoder" else layer.name
 
 
 def _spell_ours(layers: Sequence[Layer], networks: Networks) -> list[str]:

@@ -15,9 +15,12 @@ from torch import Size
 from refiners.conversion.lora.keys import Role
 from refiners.conversion.lora.kinds.decomposed import is_of_inputs
 from refiners.conversion.lora.names import Networks
+from refiners.conversion.lora.peft_folder import check_peft_folder, write_peft_folder
 from refiners.conversion.lora.settings import METADATA
 from refiners.conversion.lora.spelling import ENDINGS, Layer, LoraFormat, spell_layers
 from refiners.conversion.safetensors_writer import Piece, write_safetensors
+
+_OF_PEFT = ("diffusers", "peft")  # formats with the tensors that PEFT has
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,24 @@ def check_format(format: str) -> None:
         raise ValueError(f"format must be one of {', '.join(get_args(LoraFormat))}, got {format!r}")
 
 
-def check_destination(path: Path | str, sources: Iterable[Path | str] = (), name: str = "destination") -> Path:
-    """Give the path of a file to write.
+def check_destination(
+    path: Path | str, sources: Iterable[Path | str] = (), name: str = "destination", format: LoraFormat = "kohya"
+) -> Path:
+    """Give the path of a file to write, or of a folder for PEFT.
 
     Raises:
         ValueError: If it ends in something else than `.safetensors`, its folder is missing, it is a folder, or one of
-            the sources.
+            the sources; see `check_peft_folder` for those of PEFT.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if format == "peft":
+        check_peft_folder(path, name)
+    elif path.suffix != ".safetensors":
         raise ValueError(f"{name} must end in .safetensors, got {str(path)!r}")
-    if path.is_dir() or not path.resolve().parent.is_dir():
+    elif path.is_dir() or not path.resolve().parent.is_dir():
         raise ValueError(f"{name} must be a file in a folder that exists, got {str(path)!r}")
-    if path.resolve() in {Path(each).resolve() for each in sources}:
+    read = [Path(each).resolve() for each in sources]
+    if path.resolve() in (read if format != "peft" else [*read, *(each.parent for each in read)]):
         raise ValueError(f"{name} must be another file than what is read, got {str(path)!r}")
     return path
 
@@ -74,7 +82,7 @@ def write_lora(
     format: LoraFormat,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write updates to a file, whole or not at all.
+    """Write updates to a file, or to a folder for PEFT, whole or not at all.
 
     Args:
         path: The file.
@@ -82,7 +90,12 @@ def write_lora(
         networks: The networks that the layers are of.
         format: Who is to read the file.
         metadata: Texts to save with the tensors.
+
+    Raises:
+        ValueError: If one configuration of PEFT cannot say what the updates are.
     """
+    if format == "peft":
+        check_is_one_configuration(updates)
     names = spell_layers([each.layer for each in updates], networks, format)
     pieces: dict[str, Piece] = {}
     for name, update in zip(names, updates, strict=True):
@@ -90,6 +103,10 @@ def write_lora(
         assert fitted is not None
         pieces |= {f"{name}.{ENDINGS[format][role]}": piece for role, piece in fitted.items()}
     said = {"format": "pt"}
+    if format == "peft":
+        config = _peft_config(updates)
+        write_peft_folder(path, pieces, config, said | dict(metadata))
+        return
     if format == "diffusers" and (settings := _peft_settings(updates)):
         said[METADATA] = json.dumps(settings)
     write_safetensors(path, pieces, said | dict(metadata))
@@ -101,12 +118,12 @@ def fit_pieces(update: LayerPieces, format: LoraFormat) -> dict[Role, Piece] | N
     numbers = {role: pieces.pop(role) for role in ("alpha", "scalar") if role in pieces}
     if "magnitude" in pieces and format == "kohya":
         pieces["dora_scale"] = pieces.pop("magnitude").view(-1, *[1] * (3 if update.layer.is_convolution else 1))
-    if "dora_scale" in pieces and format == "diffusers" and _has_rows(pieces):
+    if "dora_scale" in pieces and format in _OF_PEFT and _has_rows(pieces):
         shape = (1, -1, 1, 1) if update.layer.is_convolution else (-1,)
         pieces["magnitude"] = pieces.pop("dora_scale").view(*shape)
     if not pieces.keys() <= ENDINGS[format].keys() or (format == "refiners" and not update.layer.path):
         return None
-    if format == "diffusers" and "up" in pieces and pieces["up"].shape[2:] not in ((), (1, 1)):
+    if format in _OF_PEFT and "up" in pieces and pieces["up"].shape[2:] not in ((), (1, 1)):
         return None  # PEFT has convolutions whose second one is of 1×1 alone
     return pieces | _numbers(update, numbers, format)
 
@@ -133,14 +150,29 @@ def _has_rows(pieces: Mapping[Role, Piece]) -> bool:
 
 def _numbers(update: LayerPieces, numbers: Mapping[Role, Piece], format: LoraFormat) -> dict[Role, Piece]:
     """Give alpha, and what else multiplies: as the file has them, or in one number where a format has one alone."""
-    if format == "diffusers":
-        return {}  # these are in its metadata
+    if format in _OF_PEFT:
+        return {}  # these are in its metadata, or in a configuration
     is_kohya = format == "kohya" and ("alpha" in numbers or update.alpha is None)
     if is_kohya or list(numbers) == ["alpha"]:
         return dict(numbers)
     if update.alpha is None or (format == "refiners" and update.scale == 1):
         return {}
     return {"alpha": Piece.of(torch.tensor(update.alpha, device="cpu"))}
+
+
+def check_is_one_configuration(updates: Iterable[LayerPieces]) -> None:
+    """Raise `ValueError` if updates are of several networks, or some of them have magnitudes and others none."""
+    updates = list(updates)
+    networks = sorted({each.layer.network for each in updates})
+    if len(networks) > 1:
+        raise ValueError(f"a folder of PEFT is for one network, and there are updates of {', '.join(networks)}")
+    decomposed = [each for each in updates if _has_magnitudes(each)]
+    if decomposed and len(decomposed) < len(updates):
+        other = next(each for each in updates if not _has_magnitudes(each))
+        raise ValueError(
+            f"in a folder of PEFT all updates have magnitudes or none, and {decomposed[0].layer} has some, but not"
+            f" {other.layer}"
+        )
 
 
 def _peft_settings(updates: Iterable[LayerPieces]) -> dict[str, Any]:
@@ -151,25 +183,34 @@ def _peft_settings(updates: Iterable[LayerPieces]) -> dict[str, Any]:
     by_network: defaultdict[str, list[LayerPieces]] = defaultdict(list)
     for update in updates:
         by_network[update.layer.network].append(update)
-    said: dict[str, Any] = {}
-    is_expected = True
-    for network, group in by_network.items():
-        # Versions of transformers differ in whether this is a part of the names; PEFT compares ends of names.
-        names = [each.layer.name.removeprefix("text_model.") for each in group]
-        ranks = {name: each.rank for name, each in zip(names, group)}
-        alphas = {name: _plain(each.alpha) for name, each in zip(names, group)}
-        rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
-        is_expected &= set(ranks.values()) == set(alphas.values()) == {rank}
-        config = {
-            "r": rank,
-            "lora_alpha": alpha,
-            "rank_pattern": {name: each for name, each in ranks.items() if each != rank},
-            "alpha_pattern": {name: each for name, each in alphas.items() if each != alpha},
-            "target_modules": sorted(ranks),
-            "use_dora": any("magnitude" in each.pieces or "dora_scale" in each.pieces for each in group),
-        }
-        said |= {f"{network}.{key}": value for key, value in config.items()}
+    configs = {network: _peft_config(group) for network, group in by_network.items()}
+    is_expected = all(
+        config["r"] == config["lora_alpha"] and not config["rank_pattern"] and not config["alpha_pattern"]
+        for config in configs.values()
+    )
+    said = {f"{network}.{key}": value for network, config in configs.items() for key, value in config.items()}
     return {} if is_expected else said
+
+
+def _peft_config(updates: Iterable[LayerPieces]) -> dict[str, Any]:
+    """Say ranks and alphas as PEFT does: those that most layers of a network have, and those of others."""
+    # Versions of transformers differ in whether this is a part of the names; PEFT compares ends of names.
+    group = {each.layer.name.removeprefix("text_model."): each for each in updates}
+    ranks = {name: each.rank for name, each in group.items()}
+    alphas = {name: _plain(each.alpha) for name, each in group.items()}
+    rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: each for name, each in ranks.items() if each != rank},
+        "alpha_pattern": {name: each for name, each in alphas.items() if each != alpha},
+        "target_modules": sorted(ranks),
+        "use_dora": any(_has_magnitudes(each) for each in group.values()),
+    }
+
+
+def _has_magnitudes(update: LayerPieces) -> bool:
+    return "magnitude" in update.pieces or "dora_scale" in update.pieces
 
 
 def _plain(number: float | None) -> float | int | None:

@@ -163,7 +163,7 @@ def test_mistakes(model: StableDiffusion_1, write: Write, tmp_path: Path) -> Non
         tmp_path / "wrong.safetensors", {**load_file(source), f"{LAYER}.oft_blocks": torch.ones(2, 2, 2)}
     )
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"format": "comfy"}, "format must be one of kohya, diffusers, refiners, got 'comfy'"),
+        ({"format": "comfy"}, "format must be one of kohya, diffusers, refiners, peft, got 'comfy'"),
         ({"destination": tmp_path / "b.pt"}, "destination must end in .safetensors"),
         ({"destination": tmp_path / "no" / "b.safetensors"}, "destination must be a file in a folder that exists"),
         ({"destination": source}, "destination must be another file than what is read"),

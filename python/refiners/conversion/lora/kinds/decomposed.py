@@ -8,9 +8,9 @@ from torch import Size, Tensor
 
 from refiners.conversion.lora.keys import Role
 from refiners.conversion.lora.kinds.hadamard import Hadamard, make_hadamard
-from refiners.conversion.lora.kinds.kind import Kind
+from refiners.conversion.lora.kinds.kind import NUMBERS, Kind
 from refiners.conversion.lora.kinds.kronecker import Kronecker, make_kronecker
-from refiners.conversion.lora.kinds.low_rank import LowRank
+from refiners.conversion.lora.kinds.low_rank import LowRank, joined
 from refiners.conversion.tensor_info import TensorInfo
 from refiners.fluxion.adapters.lora import Decomposition, LayerUpdate, LowRankFactors, WeightFactors, WeightUpdate
 from refiners.fluxion.layers import Conv2d, Linear, WeightedModule
@@ -26,7 +26,7 @@ class Decomposed(Kind):
     the layer is what it was.
     """
 
-    roles = (*(role for kind in _DIRECTIONS for role in kind.roles if role != "mid"), _ANY, _ROWS)
+    roles = (*(role for kind in _DIRECTIONS for role in kind.roles), _ANY, _ROWS)
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
         return "DoRA"
@@ -42,7 +42,11 @@ class Decomposed(Kind):
 
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
         rest = {role: size for role, size in shapes.items() if role not in (_ANY, _ROWS)}
-        problem = _direction(shapes).problem_of_shapes(rest, shape)
+        direction = _direction(shapes)
+        stray = next((role for role in rest if role not in (*direction.roles, *NUMBERS)), None)
+        if stray is not None:
+            return f"{stray} is not one of its tensors"
+        problem = direction.problem_of_shapes(rest, shape)
         if problem is not None:
             return problem
         if _ANY in shapes and _ROWS in shapes:
@@ -75,6 +79,8 @@ def _factors(tensors: Mapping[Role, Tensor], layer: Linear | Conv2d) -> WeightFa
     if isinstance(kind, Kronecker):
         return make_kronecker(tensors, layer)
     down, up = tensors["down"], tensors["up"].flatten(1)
+    if "mid" in tensors:
+        down = joined(tensors["mid"], down)
     return LowRankFactors(layer, down.reshape(down.shape[0], *layer.weight.shape[1:]), up)
 
 

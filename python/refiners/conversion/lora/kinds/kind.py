@@ -81,6 +81,10 @@ class Kind(ABC):
             return f"updates of a convolution of several groups are not supported: {layer}"
         return None
 
+    def told(self, of_inputs: bool | None) -> Kind:
+        """Give the kind of which a configuration says whether inputs or outputs are meant, if it says so."""
+        return self
+
     def rank(self, tensors: Mapping[Role, TensorInfo]) -> int | None:
         """Give the inner dimension by which alpha is divided, if there is one."""
         return None

@@ -54,7 +54,7 @@ class LowRank(Kind):
     def make(self, name: str, tensors: Mapping[Role, Tensor], layer: fl.WeightedModule) -> LayerUpdate:
         down, up = tensors["down"], tensors["up"]
         if "mid" in tensors:
-            down = _joined(tensors["mid"], down)
+            down = joined(tensors["mid"], down)
         if isinstance(layer, fl.Linear):
             return LinearLora.from_weights(name, down=_as_matrix(down), up=_as_matrix(up))
         assert isinstance(layer, fl.Conv2d)
@@ -95,9 +95,9 @@ def _problem_of_shapes(down: Size, up: Size, mid: Size | None, shape: Size | Non
     return None
 
 
-def _joined(mid: Tensor, down: Tensor) -> Tensor:
+def joined(mid: Tensor, down: Tensor) -> Tensor:
     """Give the one convolution that one after another of 1×1 is."""
-    joined = torch.einsum("mrhw,ri->mihw", _as_convolution(mid), down.flatten(1))
+    joined = torch.einsum("mrhw,ri->mihw", _as_convolution(mid), down.flatten(1)).contiguous()
     if not joined.is_meta and not torch.isfinite(joined).all():
         raise ValueError(f"the product of mid and down is not finite in {joined.dtype}")
     return joined

@@ -44,11 +44,21 @@ class PeftRescaled(Kind):
     """The update to channels times numbers, as PEFT has it, bias included.
 
     Those of a linear layer have the shape [out, 1] or [1, in]. Those of a convolution have one shape for both: where
-    either could be meant they are those of what it returns, which PEFT takes for all but its feed-forward layers.
+    either could be meant they are those of what it returns, which PEFT takes for all but its feed-forward layers, if
+    nothing says which layers these are.
+
+    Args:
+        of_inputs: Whether those of a convolution are of what it gets, if that is known.
     """
 
     roles = ("ia3_l",)
     less_one = ("ia3_l",)
+
+    def __init__(self, of_inputs: bool | None = None) -> None:
+        self.of_inputs = of_inputs
+
+    def told(self, of_inputs: bool | None) -> Kind:
+        return PeftRescaled(of_inputs)
 
     def name(self, tensors: Mapping[Role, TensorInfo]) -> str:
         return "IA3"
@@ -59,7 +69,7 @@ class PeftRescaled(Kind):
     def problem_of_shapes(self, shapes: Mapping[Role, Size], shape: Size | None) -> str | None:
         numbers = shapes["ia3_l"]
         problem = _problem_of_factors(numbers, shape)
-        if problem is None and shape is not None and numbers.numel() != shape[_is_of_inputs(numbers, shape)]:
+        if problem is None and shape is not None and numbers.numel() != shape[self._is_of_inputs(numbers, shape)]:
             problem = f"there must be one factor for each row or column of the weight, which is {tuple(shape)}"
         return problem
 
@@ -69,14 +79,13 @@ class PeftRescaled(Kind):
     def make(self, name: str, tensors: Mapping[Role, Tensor], layer: WeightedModule) -> LayerUpdate:
         assert isinstance(layer, (Linear, Conv2d))
         factors = tensors["ia3_l"]
-        of_inputs = _is_of_inputs(factors.shape, layer.weight.shape)
+        of_inputs = self._is_of_inputs(factors.shape, layer.weight.shape)
         return WeightUpdate(name, layer, ChannelFactors(layer, factors.flatten(), of_inputs, with_bias=True))
 
-
-def _is_of_inputs(numbers: Size, weight: Size) -> bool:
-    if len(weight) == 2:
-        return len(numbers) > 1 and numbers[0] == 1
-    return numbers.numel() != weight[0]
+    def _is_of_inputs(self, numbers: Size, weight: Size) -> bool:
+        if len(weight) == 2:
+            return len(numbers) > 1 and numbers[0] == 1
+        return numbers.numel() != weight[0] if self.of_inputs is None else self.of_inputs
 
 
 def _problem_of_factors(factors: Size, shape: Size | None) -> str | None:

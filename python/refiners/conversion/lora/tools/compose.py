@@ -124,7 +124,7 @@ def compose_loras(
     recipe = _recipe(method, rank, density, seed, device, dtype)
     check_format(format)
     said = check_metadata(metadata)
-    path = check_destination(destination, files)
+    path = check_destination(destination, files, format=format)
     networks = networks_of(model, checkpoint)
     tell = progress or no_progress
     with ExitStack() as stack:

@@ -30,11 +30,12 @@ def convert_lora(
 
     Args:
         source: The file, of any format that `inspect_lora` knows, or a folder of PEFT.
-        destination: The file to write, of safetensors.
+        destination: The file to write, of safetensors; for PEFT a folder, new or one that it wrote.
         format: Who is to read it. `"kohya"`, with which go the files of LyCORIS, has tensors for pairs of matrices
             (LoRA, LoCon), DoRA, LoHa, LoKr, differences, and IA³ as LyCORIS has it. `"diffusers"` has them for pairs
             without a core, and for DoRA by rows; multipliers are in the metadata, as diffusers writes them.
-            `"refiners"` has them for pairs without a core.
+            `"refiners"` has them for pairs without a core. `"peft"` has what `"diffusers"` has, as a folder for one
+            network.
         model: The model that the file is for (default: the published one whose layers it names).
         checkpoint: A checkpoint of that model, of which only headers are read, in place of the model.
         partial: Whether to leave out what is not understood, or what the format has no tensors for.
@@ -48,7 +49,7 @@ def convert_lora(
     """
     check_format(format)
     said = check_metadata(metadata)
-    path = check_destination(destination, [source])
+    path = check_destination(destination, [source], format=format)
     with open_lora(source, networks_of(model, checkpoint)) as opened:
         left_out = dict.fromkeys(opened.plan.left_over, "no tensor of an update that is known")
         left_out |= {each.name: each.reason for each in opened.plan.updates if each.name not in opened.layers}

@@ -110,7 +110,7 @@ def extract_lora(
     if norms and format != "kohya":
         raise ValueError(f"norms=True needs format='kohya': the format {format!r} has no tensors for them")
     said = check_metadata(metadata)
-    path = check_destination(destination, [base, tuned])
+    path = check_destination(destination, [base, tuned], format=format)
     tell = progress or no_progress
     left_out: dict[str, str] = {}
     updates: list[LayerPieces] = []

@@ -73,7 +73,7 @@ def resize_lora(
     check_format(format)
     check_dtype(dtype)
     said = check_metadata(metadata)
-    path = check_destination(destination, [source])
+    path = check_destination(destination, [source], format=format)
     tell = progress or no_progress
     networks = networks_of(model, checkpoint)
     if networks is None:
