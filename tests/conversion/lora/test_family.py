@@ -70,3 +70,11 @@ def test_a_file_is_what_it_looks_like_whatever_it_is_compared_with(
 def test_what_fits_nothing_is_counted_all_the_same() -> None:
     (row,) = inspect_lora(tensors_of(*NAMES["flux"][:2])).table()
     assert (row.part, row.kind, row.rank, row.count) == ("", "LoRA", 4, 2)
+
+
+def test_names_of_several_models_are_told_as_such(model_of: Callable[[str], LatentDiffusionModel]) -> None:
+    tensors = tensors_of(["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k"], 64)
+    for report in (inspect_lora(tensors), inspect_lora(tensors, model_of("sd1"))):
+        assert report.family is None and report.is_of_several
+        assert str(report).startswith("the state dict: LoRA for one of several models, written by kohya")
+    assert not inspect_lora(tensors_of(*NAMES["flux"][:2])).is_of_several

@@ -77,6 +77,7 @@ class LoraReport:
         plan: What each tensor is for, and what becomes of each update.
         said: What the file says of itself.
         is_of_a_chain: Whether it is a file of `save_loras`, which `load_loras` reads.
+        is_of_several: Whether several models have its names, and sizes do not tell which it is for.
         stabilized: The names of the updates whose multiplier is alpha over the root of the rank.
     """
 
@@ -88,6 +89,7 @@ class LoraReport:
     plan: LoraPlan = field(repr=False)
     said: Mapping[str, str]
     is_of_a_chain: bool = False
+    is_of_several: bool = False
     stabilized: frozenset[str] = frozenset()
 
     @property
@@ -139,6 +141,7 @@ class LoraReport:
             "compared_with": self.compared_with,
             "model_family": self.model_family,
             "is_of_a_chain": self.is_of_a_chain,
+            "is_of_several": self.is_of_several,
             "is_checked": self.is_checked,
             "is_whole": self.is_whole,
             "table": [asdict(row) for row in self.table()],
@@ -150,8 +153,7 @@ class LoraReport:
         }
 
     def __str__(self) -> str:
-        what = "a chain" if self._is_of_another_chain else _title(self.family) or "a model that is not known"
-        lines = [f"{self.label}: {self._kinds()} for {what}, written by {self.format}"]
+        lines = [f"{self.label}: {self._kinds()} for {self._what()}, written by {self.format}"]
         if self.compared_with is not None:
             title = _title(self.model_family)
             lines.append(f"compared with {self.compared_with}{f': {title}' if title else ''}")
@@ -170,6 +172,12 @@ class LoraReport:
             lines += ["cannot be attached:", self.plan.problems()]
         lines += [f"says {name}: {printable(text)}" for name, text in self.said.items()]
         return "\n".join(lines)
+
+    def _what(self) -> str:
+        if self._is_of_another_chain:
+            return "a chain"
+        unknown = "one of several models" if self.is_of_several else "a model that is not known"
+        return _title(self.family) or unknown
 
     def _kinds(self) -> str:
         return ", ".join(dict.fromkeys(each.kind for each in self.plan.updates))
@@ -269,6 +277,7 @@ def _report(
         plan=plan,
         said=said,
         is_of_a_chain=is_of_a_chain(split[0]),
+        is_of_several=told.is_of_several,
         stabilized=frozenset(stabilized),
     )
 
