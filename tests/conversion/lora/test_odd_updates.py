@@ -109,7 +109,7 @@ WRONG = [
 def test_what_is_refused(tensors: dict[str, Tensor], message: str, model: LatentDiffusionModel) -> None:
     state, manager = State(model), SDLoraManager(model)
     with pytest.raises(ValueError, match=f"^the state dict: .*{message}|^the state dict: (.*\n)*.*{message}"):
-        manager.add_loras("style", tensors)
+        manager.add_loras("style", tensors, by_order=True)
     state.check()
     assert manager.names == []
 

@@ -30,11 +30,10 @@ def test_the_second_matrix_learns_faster(model: fl.Chain) -> None:
     assert [id(p) for p in up["params"]] == [id(lora.up.weight) for lora in layers]
 
 
-def test_the_whole_and_its_parts_have_the_same_groups(model: fl.Chain) -> None:
+def test_all_updates_of_a_model_and_their_list_have_the_same_groups(model: fl.Chain) -> None:
     loras = add_trainable_loras("style", model)
     expected = [[id(p) for p in group["params"]] for group in lora_plus_groups(loras.loras.values(), lr=1e-3)]
-    for given in (loras, loras.loras):
-        assert [[id(p) for p in group["params"]] for group in lora_plus_groups(given, lr=1e-3)] == expected
+    assert [[id(p) for p in group["params"]] for group in lora_plus_groups(loras, lr=1e-3)] == expected
 
 
 def test_a_step_of_gradient_descent(model: fl.Chain, x: Tensor) -> None:

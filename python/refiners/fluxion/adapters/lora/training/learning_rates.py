@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from refiners.fluxion.adapters.lora.training.trainable_loras import TrainableLor
 
 
 def lora_plus_groups(
-    loras: TrainableLoras | Mapping[str, Lora[Any]] | Iterable[Lora[Any]],
+    loras: TrainableLoras | Iterable[Lora[Any]],
     /,
     lr: float,
     ratio: float = 16.0,
@@ -25,7 +25,7 @@ def lora_plus_groups(
     layers learn too little from `down`; a ratio of about 16 served best there.
 
     Args:
-        loras: The updates: what `add_trainable_loras` returns, or some by their paths, or some.
+        loras: The updates: what `add_trainable_loras` returns, or some of them.
         lr: The learning rate of `down`, the matrix A of the paper.
         ratio: That of `up`, the matrix B, divided by it.
         options: What else the optimiser takes for a group, such as `weight_decay`.
@@ -39,8 +39,7 @@ def lora_plus_groups(
             raise ValueError(f"{label} must be positive and finite, got {value}")
     downs: list[nn.Parameter] = []
     ups: list[nn.Parameter] = []
-    found = loras.loras if isinstance(loras, TrainableLoras) else loras
-    for lora in found.values() if isinstance(found, Mapping) else found:
+    for lora in loras.loras.values() if isinstance(loras, TrainableLoras) else loras:
         if not isinstance(lora, Lora):
             raise TypeError(f"loras must be low-rank updates, got {type(lora).__name__}")
         for layer, group in ((lora.down, downs), (lora.up, ups)):
