@@ -45,11 +45,12 @@ LATE = {
     ("refiners.fluxion.layers", "refiners.fluxion.adapters.adapter.Adapter"),  # `fl.Adapter`, when it is asked for
     ("refiners.foundationals.latent_diffusion.model", "refiners.conversion.pretrained.load_pretrained"),
     ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.attach_lora"),
-    ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.save_lora"),
-    ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.LoraFormat"),  # types, as the next
-    ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.LoraPlan"),
+    ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.replace_lora"),
+    ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.LoraPlan"),  # types, as the next
     ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.Part"),
     ("refiners.foundationals.latent_diffusion.lora", "refiners.conversion.lora.Scope"),
+    ("refiners.foundationals.latent_diffusion.lora_weights", "refiners.conversion.lora.save_lora"),
+    ("refiners.foundationals.latent_diffusion.lora_weights", "refiners.conversion.lora.LoraFormat"),
     ("refiners.foundationals.latent_diffusion.stable_diffusion_xl.lcm_lora", "refiners.conversion.lora.inspect_lora"),
 }
 
