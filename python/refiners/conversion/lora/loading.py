@@ -63,7 +63,7 @@ def attach_lora(
     """
     if isinstance(source, (str, Path)):
         check_is_no_pipeline(source)
-        with Checkpoint(source) as opened:
+        with collections_paused(), Checkpoint(source) as opened:
             return attach_lora(model, name, opened, scale=scale, scopes=scopes, partial=partial, by_order=by_order)
     tensors = StateDict(source) if isinstance(source, Mapping) else source
     with collections_paused():

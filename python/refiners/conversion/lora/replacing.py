@@ -52,7 +52,7 @@ def replace_lora(
     """
     if isinstance(source, (str, Path)):
         check_is_no_pipeline(source)
-        with Checkpoint(source) as opened:
+        with collections_paused(), Checkpoint(source) as opened:
             return replace_lora(model, updates, opened, scopes=scopes, partial=partial)
     tensors = StateDict(source) if isinstance(source, Mapping) else source
     with collections_paused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import device as Device
 
-from refiners.fluxion.adapters.lora import LayerUpdate
+from refiners.fluxion.adapters.lora import LayerUpdate, LoraAdapter
 from refiners.fluxion.bulk import collections_paused
 from refiners.foundationals.latent_diffusion.lora_weights import ReadableLoras
 
@@ -38,7 +38,7 @@ class MergeableLoras(ReadableLoras):
             self._schedules.set(name, None)
         with collections_paused():
             for adapter in self.lora_adapters:
-                adapter.eject()
+                _dissolve(adapter)
         self._order.clear()
 
     def _remove(self, names: set[str]) -> None:
@@ -48,7 +48,7 @@ class MergeableLoras(ReadableLoras):
             for adapter in self.lora_adapters:
                 own = {child.name for child in adapter if isinstance(child, LayerUpdate)}
                 if own and own <= names:
-                    adapter.eject()
+                    _dissolve(adapter)
                     continue
                 for name in own & names:
                     adapter.remove_lora(name)
@@ -89,3 +89,10 @@ class MergeableLoras(ReadableLoras):
         """
         self._check_names(names)
         self._merged.unmerge(names or self._merged.names)
+
+
+def _dissolve(adapter: LoraAdapter) -> None:
+    """Eject an adapter and take its updates out: no reference goes around in a circle, and their memory is free."""
+    adapter.eject()
+    for update in [child for child in adapter if isinstance(child, LayerUpdate)]:
+        adapter.remove(update)

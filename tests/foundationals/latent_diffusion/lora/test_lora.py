@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -31,6 +33,22 @@ def test_names_come_in_the_order_in_which_they_were_added(manager: SDLoraManager
     manager.add_loras("z", late)
     assert manager.names == ["a", "m", "z"]
     assert set(SDLoraManager(manager.target).names) == {"a", "m", "z"}  # another manager sees them, too
+
+
+@pytest.mark.parametrize(
+    "remove", [lambda manager: manager.remove_all(), lambda manager: manager.remove_loras("style")]
+)
+def test_the_memory_of_what_is_removed_is_free_at_once(
+    manager: SDLoraManager, style: dict[str, Tensor], remove: Callable[[SDLoraManager], None]
+) -> None:
+    manager.add_loras("style", style)
+    alive = [weakref.ref(weight) for lora in manager.loras for weight in lora.parameters()]
+    gc.disable()  # memory of a GPU would be full long before a collection
+    try:
+        remove(manager)
+        assert alive and not any(weight() is not None for weight in alive)
+    finally:
+        gc.enable()
 
 
 def test_scales_are_kept_by_name(manager: SDLoraManager, style: dict[str, Tensor]) -> None:
