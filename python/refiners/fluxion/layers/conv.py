@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeGuard, cast
 
+from jaxtyping import Float
 from torch import Tensor, device as Device, dtype as DType
 from torch.nn import Conv2d as _Conv2d, ConvTranspose2d as _ConvTranspose2d
 
-from refiners.fluxion.layers.module import WeightedModule
+from refiners.fluxion.layers.activations import SiLU
+from refiners.fluxion.layers.chain.joints import joint
+from refiners.fluxion.layers.module import Module, WeightedModule
+from refiners.fluxion.layers.watched import is_watched
 from refiners.ops import conv2d
+from refiners.ops.transforms import is_autocast
 
 
 class Conv2d(_Conv2d, WeightedModule):
@@ -79,10 +86,63 @@ class Conv2d(_Conv2d, WeightedModule):
             groups=self.groups,
         )
 
+    def convolve(
+        self,
+        x: Float[Tensor, "batch in_channels in_height in_width"],
+        add: Float[Tensor, "batch out_channels"] | None = None,
+        residual: Float[Tensor, "batch out_channels out_height out_width"] | None = None,
+        silu: bool = False,
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Compute what the layer gives, and what follows it, at once; see `refiners.ops.conv2d`.
+
+        It must be a plain one, as `is_plain_conv2d` says: no hooks are called.
+        """
+        return conv2d(
+            x,
+            self.weight,
+            self.bias,
+            add,
+            residual,
+            self.stride,
+            cast("tuple[int, int]", self.padding),
+            self.dilation,
+            self.groups,
+            silu,
+        )
+
     def reset_parameters(self) -> None:
         """Draw the initial weights, unless they are on the meta device, where there is nothing to draw."""
         if not self.weight.is_meta:
             super().reset_parameters()
+
+
+def is_plain_conv2d(layer: Module) -> TypeGuard[Conv2d]:
+    """Whether a layer is a convolution of a known kind at which nobody looks on: `Conv2d.convolve` may stand for it."""
+    return (
+        type(layer) is Conv2d
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and "_conv_forward" not in layer.__dict__  # where programs change what it does
+        and not is_watched(layer)
+    )
+
+
+def can_add(layer: Conv2d, x: Tensor, other: Tensor) -> bool:
+    """Whether a convolution of images can add something itself: the sum would be of the same dtype and device."""
+    weight = layer.weight
+    return (
+        x.ndim == 4
+        and x.dtype == other.dtype == weight.dtype
+        and x.device == other.device == weight.device
+        and not is_autocast(x)
+    )
+
+
+@joint(Conv2d, SiLU)
+def _with_activation(convolution: Conv2d, activation: SiLU) -> Callable[[Tensor], Tensor] | None:
+    if not is_plain_conv2d(convolution) or is_watched(activation):
+        return None
+    return partial(convolution.convolve, silu=True)
 
 
 class ConvTranspose2d(_ConvTranspose2d, WeightedModule):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,7 +16,10 @@ from torch.nn import (
     Parameter as _Parameter,
 )
 
+from refiners.fluxion.layers.activations import SiLU
+from refiners.fluxion.layers.chain.joints import joint
 from refiners.fluxion.layers.module import Module, WeightedModule
+from refiners.fluxion.layers.watched import is_watched
 from refiners.ops import group_norm
 
 
@@ -89,6 +95,13 @@ class GroupNorm(_GroupNorm, WeightedModule):
 
     def forward(self, input: Float[Tensor, "batch channels *pixels"]) -> Float[Tensor, "batch channels *pixels"]:
         return group_norm(input, self.num_groups, self.weight, self.bias, eps=self.eps)
+
+
+@joint(GroupNorm, SiLU)
+def _with_activation(norm: GroupNorm, activation: SiLU) -> Callable[[Tensor], Tensor] | None:
+    if is_watched(norm) or is_watched(activation):
+        return None
+    return partial(group_norm, groups=norm.num_groups, weight=norm.weight, bias=norm.bias, eps=norm.eps, silu=True)
 
 
 class LayerNorm2d(WeightedModule):

@@ -19,6 +19,7 @@ from refiners.foundationals.latent_diffusion.float16 import (
     warn_of_no_numbers,
 )
 from refiners.foundationals.latent_diffusion.pixels import images_to_pixels, pixels_to_images
+from refiners.foundationals.latent_diffusion.residual_sum import ResidualSum, residual_layers
 from refiners.foundationals.latent_diffusion.tiled_inference import TiledAutoencoder
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ __all__ = ["Decoder", "Encoder", "FixedGroupNorm", "LatentDiffusionAutoencoder",
 CHANNELS = (128, 256, 512, 512)
 
 
-class Resnet(fl.Sum):
+class Resnet(ResidualSum):
     """Normalize, activate and convolve twice, and add a shortcut.
 
     Args:
@@ -58,25 +59,11 @@ class Resnet(fl.Sum):
         device: Device | str | None = None,
         dtype: DType | None = None,
     ) -> None:
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if value < 1 or value % num_groups != 0:
-                raise ValueError(f"{name} must be positive and divisible by num_groups {num_groups}, got {value}")
+        chain, shortcut = residual_layers(in_channels, out_channels, num_groups, 1e-6, device, dtype)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_groups = num_groups
-        super().__init__(
-            fl.Identity()
-            if in_channels == out_channels
-            else fl.Conv2d(in_channels, out_channels, kernel_size=1, device=device, dtype=dtype),
-            fl.Chain(
-                fl.GroupNorm(in_channels, num_groups=num_groups, eps=1e-6, device=device, dtype=dtype),
-                fl.SiLU(),
-                fl.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, device=device, dtype=dtype),
-                fl.GroupNorm(out_channels, num_groups=num_groups, eps=1e-6, device=device, dtype=dtype),
-                fl.SiLU(),
-                fl.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, device=device, dtype=dtype),
-            ),
-        )
+        super().__init__(shortcut, chain)
 
 
 def _middle(channels: int, num_groups: int, device: Device | str | None, dtype: DType | None) -> fl.Chain:

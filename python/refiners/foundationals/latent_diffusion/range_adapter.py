@@ -9,6 +9,7 @@ from torch import Tensor, device as Device, dtype as DType
 
 import refiners.fluxion.layers as fl
 from refiners.fluxion.adapters import Adapter
+from refiners.fluxion.layers.conv import can_add, is_plain_conv2d
 from refiners.fluxion.layers.watched import is_watched
 from refiners.foundationals.latent_diffusion.reuse import Reused
 
@@ -147,6 +148,10 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
             return linear(activation(embedding))
 
         shift = self._reused.rows(project, use_context(), (linear,))
+        if len(args) == 1 and is_plain_conv2d(target) and _is_of_channels(reshape, target.out_channels):
+            (x,), rows = args, shift.reshape(-1, target.out_channels)
+            if can_add(target, x, rows) and rows.shape[0] in (1, x.shape[0]):
+                return target.convolve(x, add=rows.expand(x.shape[0], -1))
         return target(*args) + reshape(shift)
 
     @property
@@ -161,3 +166,8 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
     @property
     def _use_context(self) -> fl.UseContext:
         return self.layer(("Chain", "UseContext"), fl.UseContext)
+
+
+def _is_of_channels(layer: fl.Module, channels: int) -> bool:
+    """Whether a layer makes rows of channels images of one pixel."""
+    return type(layer) is fl.Reshape and layer.shape == (channels, 1, 1) and not is_watched(layer)

@@ -12,12 +12,13 @@ from torch import Tensor, device as Device, dtype as DType
 import refiners.fluxion.layers as fl
 from refiners.fluxion.context import Context, Contexts
 from refiners.foundationals.latent_diffusion.range_adapter import RangeAdapter2d
+from refiners.foundationals.latent_diffusion.residual_sum import ResidualSum, residual_layers
 
 Attention = Callable[[int], list[fl.Module]]
 """Make the attention of a block: from the number of the resolution, 0 the highest, to one module or none."""
 
 
-class ResidualBlock(fl.Sum):
+class ResidualBlock(ResidualSum):
     """Normalize, activate and convolve twice, and add a shortcut.
 
     See [[arXiv:2006.11239] Denoising Diffusion Probabilistic Models](https://arxiv.org/abs/2006.11239), appendix B.
@@ -49,26 +50,12 @@ class ResidualBlock(fl.Sum):
         device: Device | str | None = None,
         dtype: DType | None = None,
     ) -> None:
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if value < 1 or value % num_groups != 0:
-                raise ValueError(f"{name} must be positive and divisible by num_groups {num_groups}, got {value}")
+        chain, shortcut = residual_layers(in_channels, out_channels, num_groups, eps, device, dtype)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_groups = num_groups
         self.eps = eps
-        super().__init__(
-            fl.Chain(
-                fl.GroupNorm(in_channels, num_groups=num_groups, eps=eps, device=device, dtype=dtype),
-                fl.SiLU(),
-                fl.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, device=device, dtype=dtype),
-                fl.GroupNorm(out_channels, num_groups=num_groups, eps=eps, device=device, dtype=dtype),
-                fl.SiLU(),
-                fl.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, device=device, dtype=dtype),
-            ),
-            fl.Identity()
-            if in_channels == out_channels
-            else fl.Conv2d(in_channels, out_channels, kernel_size=1, device=device, dtype=dtype),
-        )
+        super().__init__(chain, shortcut)
 
 
 class ResidualAccumulator(fl.Passthrough):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 from torch import device as Device, dtype as DType, nn
 
 from refiners.fluxion.context import Context, ContextProvider, Contexts
 from refiners.fluxion.layers.chain.errors import ReturnException, chain_error, error_tree, is_a_stop, pretty_print_args
+from refiners.fluxion.layers.chain.joints import JOINTS, join
 from refiners.fluxion.layers.chain.keys import appended, generate_unique_names, popped
 from refiners.fluxion.layers.chain.search import Searchable, T
 from refiners.fluxion.layers.module import ContextModule, Module, WeightedModule, structural_copy
@@ -118,12 +119,23 @@ class Chain(Searchable):
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any) -> Any:
+        return self._run(self._modules, args)
+
+    def _run(self, layers: Mapping[str, Callable[..., Any]], args: tuple[Any, ...]) -> Any:
+        """Call the children, or what computes them, by their keys."""
         result: Any = None
-        name = ""
+        name, done = "", None
         try:
             # Editing a chain replaces its table of children: this loop goes on over those it began with.
-            for name, layer in self._modules.items():  # noqa: B007 (the name is for the error)
-                result = layer(*args)
+            neighbours = zip(layers.items(), [*layers.values(), None][1:])
+            for (name, layer), following in neighbours:  # noqa: B007 (the name is for the error)
+                if layer is done:  # with the one before
+                    done = None
+                    continue
+                both = join(layer, following) if type(layer) in JOINTS and len(args) == 1 else None
+                if both is not None:
+                    done = following
+                result = layer(*args) if both is None else both(args[0])
                 args = result if isinstance(result, tuple) else (result,)  # pyright: ignore[reportUnknownVariableType]
         except ReturnException as early:
             result = early.value
