@@ -7,7 +7,7 @@ import copy
 import gc
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,19 @@ from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 
 RANK = 16
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "time_emb_proj", "linear_1", "linear_2"]
+
+SDXL_OF_DIFFUSERS: dict[str, Any] = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "projection_class_embeddings_input_dim": 2816,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
 
 
 def linear_layers(unet: fl.Chain, layout: UNetLayout, ours: Any) -> Iterator[tuple[str, fl.Linear]]:
@@ -112,8 +125,37 @@ def attaching(folder: Path, rounds: int) -> dict[str, Any]:
         "take out": (begin, manager.remove_all),
     }
     times = {name: timed(before, run, rounds) for name, (before, run) in cases.items()}
+    times["attach, diffusers + PEFT"] = their_attaching(folder, draw(iter(named), 0), rounds)
     size = paths[0].stat().st_size
     return {"layers": len(named), "bytes": size, "memory": memory, "seconds": times}
+
+
+def their_attaching(folder: Path, tensors: Mapping[str, Tensor], rounds: int) -> dict[str, float]:
+    """Time what diffusers and PEFT take to load the same updates from a file of their own format."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        diffusers: Any = import_module("diffusers")
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**SDXL_OF_DIFFUSERS).bfloat16()
+    unet.to_empty(device="cpu")
+    names = {name.replace(".", "_"): name for name, _ in unet.named_modules()}
+    theirs: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        layer, _, role = key.removeprefix("lora_unet_").partition(".")
+        if role != "alpha":  # the rank
+            side = "lora_A" if role.startswith("lora_down") else "lora_B"
+            theirs[f"unet.{names[layer]}.{side}.weight"] = tensor
+    path = folder / "diffusers.safetensors"
+    save_to_safetensors(path, theirs)
+
+    def begin() -> None:
+        if getattr(unet, "peft_config", None):
+            unet.delete_adapters("a")
+
+    def attach() -> None:
+        unet.load_lora_adapter(load_from_safetensors(path), prefix="unet", adapter_name="a")
+
+    return timed(begin, attach, rounds)
 
 
 def private_memory() -> int:
