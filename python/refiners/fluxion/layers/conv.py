@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, TypeGuard, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, device as Device, dtype as DType
 from torch.nn import Conv2d as _Conv2d, ConvTranspose2d as _ConvTranspose2d
 
 from refiners.fluxion.layers.activations import SiLU
-from refiners.fluxion.layers.chain.joints import joint
+from refiners.fluxion.layers.chain.joints import Addition, joint
 from refiners.fluxion.layers.module import Module, WeightedModule
 from refiners.fluxion.layers.watched import is_watched
 from refiners.ops import conv2d
-from refiners.ops.transforms import is_autocast
+from refiners.ops.transforms import is_autocast, requires_grad
 
 
 class Conv2d(_Conv2d, WeightedModule):
@@ -116,6 +116,9 @@ class Conv2d(_Conv2d, WeightedModule):
             super().reset_parameters()
 
 
+_CONV_FORWARD = Conv2d._conv_forward
+
+
 def is_plain_conv2d(layer: Module) -> TypeGuard[Conv2d]:
     """Whether a layer is a convolution of a known kind at which nobody looks on: `Conv2d.convolve` may stand for it."""
     return (
@@ -123,6 +126,7 @@ def is_plain_conv2d(layer: Module) -> TypeGuard[Conv2d]:
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
         and "_conv_forward" not in layer.__dict__  # where programs change what it does
+        and Conv2d._conv_forward is _CONV_FORWARD
         and not is_watched(layer)
     )
 
@@ -139,10 +143,31 @@ def can_add(layer: Conv2d, x: Tensor, other: Tensor) -> bool:
 
 
 @joint(Conv2d, SiLU)
-def _with_activation(convolution: Conv2d, activation: SiLU) -> Callable[[Tensor], Tensor] | None:
+def _activated_convolution(convolution: Conv2d, activation: SiLU, x: Tensor) -> Tensor | None:
     if not is_plain_conv2d(convolution) or is_watched(activation):
         return None
-    return partial(convolution.convolve, silu=True)
+    if torch.is_grad_enabled() and requires_grad(x, convolution.weight, convolution.bias):
+        return None  # the gradient of both would convolve again
+    return convolution.convolve(x, silu=True)
+
+
+@joint(Conv2d, Addition)
+def _summed_convolution(convolution: Conv2d, addition: Addition, x: Tensor) -> Tensor | None:
+    if not is_plain_conv2d(convolution):
+        return None
+    residual = addition.value()
+    shape = (x.shape[0], convolution.out_channels, *_sides(convolution, x))
+    if type(residual) is not Tensor or residual.shape != shape or not can_add(convolution, x, residual):
+        return None
+    addition.is_done = True
+    return convolution.convolve(x, residual=residual)
+
+
+def _sides(convolution: Conv2d, x: Tensor) -> Iterator[int]:
+    """Give height and width of the result."""
+    padding = cast("tuple[int, int]", convolution.padding)
+    steps = zip(x.shape[2:], convolution.kernel_size, convolution.stride, padding, convolution.dilation)
+    return ((side + 2 * pad - gap * (size - 1) - 1) // step + 1 for side, size, step, pad, gap in steps)
 
 
 class ConvTranspose2d(_ConvTranspose2d, WeightedModule):

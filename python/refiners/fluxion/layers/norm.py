@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -98,10 +95,10 @@ class GroupNorm(_GroupNorm, WeightedModule):
 
 
 @joint(GroupNorm, SiLU)
-def _with_activation(norm: GroupNorm, activation: SiLU) -> Callable[[Tensor], Tensor] | None:
+def _activated_norm(norm: GroupNorm, activation: SiLU, x: Tensor) -> Tensor | None:
     if is_watched(norm) or is_watched(activation):
         return None
-    return partial(group_norm, groups=norm.num_groups, weight=norm.weight, bias=norm.bias, eps=norm.eps, silu=True)
+    return group_norm(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, silu=True)
 
 
 class LayerNorm2d(WeightedModule):

@@ -8,6 +8,8 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+_CALL = nn.Module.__call__
+
 
 def is_watched(module: nn.Module) -> bool:
     """Whether a module has hooks of its own or global ones, or a `forward` of its own."""
@@ -15,16 +17,19 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def has_global_hooks() -> bool:
-    """Whether torch calls hooks for every module."""
-    return bool(cast("object", _has_any_global_hook()))
+    """Whether something is called for every module: hooks of torch, or what has taken the place of its call."""
+    return bool(cast("object", _has_any_global_hook())) or nn.Module.__call__ is not _CALL
 
 
 def is_watched_state(state: Mapping[str, Any]) -> bool:
-    """Whether a module with this `__dict__` has hooks, or a `forward` as libraries set that move weights around."""
+    """Whether a module with this `__dict__` has hooks, or a `forward` as libraries set that move weights around,
+    or is compiled.
+    """
     return bool(
         state["_forward_hooks"]
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
+        or state.get("_compiled_call_impl")
     )

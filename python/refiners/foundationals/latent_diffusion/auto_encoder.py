@@ -19,7 +19,12 @@ from refiners.foundationals.latent_diffusion.float16 import (
     warn_of_no_numbers,
 )
 from refiners.foundationals.latent_diffusion.pixels import images_to_pixels, pixels_to_images
-from refiners.foundationals.latent_diffusion.residual_sum import ResidualSum, residual_layers
+from refiners.foundationals.latent_diffusion.residual_sum import (
+    ResidualSum,
+    check_channels,
+    make_shortcut,
+    residual_chain,
+)
 from refiners.foundationals.latent_diffusion.tiled_inference import TiledAutoencoder
 
 if TYPE_CHECKING:
@@ -59,11 +64,14 @@ class Resnet(ResidualSum):
         device: Device | str | None = None,
         dtype: DType | None = None,
     ) -> None:
-        chain, shortcut = residual_layers(in_channels, out_channels, num_groups, 1e-6, device, dtype)
+        check_channels(in_channels, out_channels, num_groups)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_groups = num_groups
-        super().__init__(shortcut, chain)
+        super().__init__(
+            make_shortcut(in_channels, out_channels, device, dtype),
+            residual_chain(in_channels, out_channels, num_groups, 1e-6, device, dtype),
+        )
 
 
 def _middle(channels: int, num_groups: int, device: Device | str | None, dtype: DType | None) -> fl.Chain:

@@ -1,7 +1,7 @@
 """Conditioning on a number from a range, such as the timestep of a diffusion process."""
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -148,11 +148,10 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
             return linear(activation(embedding))
 
         shift = self._reused.rows(project, use_context(), (linear,))
-        if len(args) == 1 and is_plain_conv2d(target) and _is_of_channels(reshape, target.out_channels):
-            (x,), rows = args, shift.reshape(-1, target.out_channels)
-            if can_add(target, x, rows) and rows.shape[0] in (1, x.shape[0]):
-                return target.convolve(x, add=rows.expand(x.shape[0], -1))
-        return target(*args) + reshape(shift)
+        pixels = reshape(shift)
+        if len(args) == 1 and _can_add(target, args[0], pixels):
+            return target.convolve(args[0], add=pixels[:, :, 0, 0].expand(args[0].shape[0], -1))
+        return target(*args) + pixels
 
     @property
     def context_key(self) -> str:
@@ -168,6 +167,9 @@ class RangeAdapter2d(fl.Sum, Adapter[fl.Conv2d]):
         return self.layer(("Chain", "UseContext"), fl.UseContext)
 
 
-def _is_of_channels(layer: fl.Module, channels: int) -> bool:
-    """Whether a layer makes rows of channels images of one pixel."""
-    return type(layer) is fl.Reshape and layer.shape == (channels, 1, 1) and not is_watched(layer)
+def _can_add(layer: fl.Module, x: Any, pixels: Tensor) -> TypeGuard[fl.Conv2d]:
+    """Whether a layer is a convolution that can add images of one pixel itself."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not is_plain_conv2d(layer):
+        return False
+    is_of_channels = pixels.ndim == 4 and pixels.shape[1:] == (layer.out_channels, 1, 1)
+    return can_add(layer, x, pixels) and is_of_channels and pixels.shape[0] in (1, x.shape[0])

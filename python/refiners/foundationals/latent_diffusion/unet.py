@@ -12,7 +12,12 @@ from torch import Tensor, device as Device, dtype as DType
 import refiners.fluxion.layers as fl
 from refiners.fluxion.context import Context, Contexts
 from refiners.foundationals.latent_diffusion.range_adapter import RangeAdapter2d
-from refiners.foundationals.latent_diffusion.residual_sum import ResidualSum, residual_layers
+from refiners.foundationals.latent_diffusion.residual_sum import (
+    ResidualSum,
+    check_channels,
+    make_shortcut,
+    residual_chain,
+)
 
 Attention = Callable[[int], list[fl.Module]]
 """Make the attention of a block: from the number of the resolution, 0 the highest, to one module or none."""
@@ -50,12 +55,15 @@ class ResidualBlock(ResidualSum):
         device: Device | str | None = None,
         dtype: DType | None = None,
     ) -> None:
-        chain, shortcut = residual_layers(in_channels, out_channels, num_groups, eps, device, dtype)
+        check_channels(in_channels, out_channels, num_groups)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.num_groups = num_groups
         self.eps = eps
-        super().__init__(chain, shortcut)
+        super().__init__(
+            residual_chain(in_channels, out_channels, num_groups, eps, device, dtype),
+            make_shortcut(in_channels, out_channels, device, dtype),
+        )
 
 
 class ResidualAccumulator(fl.Passthrough):

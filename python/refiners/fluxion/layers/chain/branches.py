@@ -70,18 +70,19 @@ class Sum(Chain):
     def forward(self, *args: Any) -> Any:
         total: Any = None
         for layer in self._modules.values():
-            result = layer(*args)
-            if isinstance(result, tuple):
-                result = _total(cast("tuple[Any, ...]", result))
-            total = result if total is None else total + result
+            total = add_result(total, layer(*args))
         return total
 
     def _show_only_tag(self) -> bool:
         return type(self) is Sum
 
 
-def _total(items: tuple[Any, ...]) -> Any:
-    return sum(items[1:], start=items[0]) if items else 0
+def add_result(total: Any, result: Any) -> Any:
+    """Add what a child of a `Sum` has given."""
+    if isinstance(result, tuple):
+        items = cast("tuple[Any, ...]", result)
+        result = sum(items[1:], start=items[0]) if items else 0
+    return result if total is None else total + result
 
 
 class Residual(Chain):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 from torch import device as Device, dtype as DType, nn
 
 from refiners.fluxion.context import Context, ContextProvider, Contexts
 from refiners.fluxion.layers.chain.errors import ReturnException, chain_error, error_tree, is_a_stop, pretty_print_args
-from refiners.fluxion.layers.chain.joints import JOINTS, join
+from refiners.fluxion.layers.chain.joints import JOINTS, Addition, join
 from refiners.fluxion.layers.chain.keys import appended, generate_unique_names, popped
 from refiners.fluxion.layers.chain.search import Searchable, T
 from refiners.fluxion.layers.module import ContextModule, Module, WeightedModule, structural_copy
@@ -18,6 +18,9 @@ from refiners.ops.portable_path import take_interruption
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_NOTHING: Any = object()
 
 
 class Chain(Searchable):
@@ -119,23 +122,25 @@ class Chain(Searchable):
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any) -> Any:
-        return self._run(self._modules, args)
+        return self._call_layers(args)
 
-    def _run(self, layers: Mapping[str, Callable[..., Any]], args: tuple[Any, ...]) -> Any:
-        """Call the children, or what computes them, by their keys."""
+    def _call_layers(self, args: tuple[Any, ...], addition: Addition | None = None) -> Any:
+        """Call the children one after the other; the last one may make an addition to the result itself."""
         result: Any = None
-        name, done = "", None
+        name, layers, joined = "", self._modules, _NOTHING
         try:
             # Editing a chain replaces its table of children: this loop goes on over those it began with.
-            neighbours = zip(layers.items(), [*layers.values(), None][1:])
-            for (name, layer), following in neighbours:  # noqa: B007 (the name is for the error)
-                if layer is done:  # with the one before
-                    done = None
+            for name, layer in layers.items():
+                if layer is joined:  # with the one before
+                    joined = _NOTHING
                     continue
-                both = join(layer, following) if type(layer) in JOINTS and len(args) == 1 else None
-                if both is not None:
-                    done = following
-                result = layer(*args) if both is None else both(args[0])
+                if type(layer) in JOINTS and len(args) == 1:
+                    following = _after(name, layers) or addition
+                    result = join(layer, following, args[0])
+                    if result is not None:
+                        args, joined = (result,), following
+                        continue
+                result = layer(*args)
                 args = result if isinstance(result, tuple) else (result,)  # pyright: ignore[reportUnknownVariableType]
         except ReturnException as early:
             result = early.value
@@ -353,6 +358,15 @@ class Chain(Searchable):
 
     def _show_only_tag(self) -> bool:
         return type(self) is Chain
+
+
+def _after(name: str, layers: Mapping[str, Any]) -> Any:
+    """Give the layer after the one of a name, if there is one."""
+    names = iter(layers)
+    while next(names) != name:
+        pass
+    following = next(names, None)
+    return None if following is None else layers[following]
 
 
 def _nothing(*_: Any) -> None: ...
