@@ -208,7 +208,7 @@ def test_several_arguments_are_given_to_the_layer(chain: fl.Chain, x: Tensor) ->
 def test_a_compiled_chain_follows_what_changes(chain: fl.Chain, x: Tensor, index: int) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(chain, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), chain(x))
+    compiled(x)  # and nothing else before the change, which a call of the chain itself would tell
     layer = chain[index]
     before = layer.forward
     layer.forward = lambda x: 3 * before(x)
