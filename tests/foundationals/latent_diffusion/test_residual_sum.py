@@ -141,6 +141,11 @@ def test_images_without_a_batch(x: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(block(x[0]), sum_of(block, x[0]))
 
 
+def test_an_empty_chain_is_a_neighbour_too(x: Tensor, dtype: torch.dtype, additions: list[str]) -> None:
+    block = ResidualSum(fl.Chain(fl.Conv2d(8, 8, 3, padding=1, dtype=dtype), fl.Chain()), fl.Identity())
+    assert block(x) is x and additions == []
+
+
 def test_an_empty_chain_adds_nothing(x: Tensor) -> None:
     with pytest.raises(TypeError):
         ResidualSum(fl.Identity(), fl.Chain())(x)

@@ -135,7 +135,7 @@ class Chain(Searchable):
                     joined = _NOTHING
                     continue
                 if type(layer) in JOINTS and len(args) == 1:
-                    following = _after(name, layers) or addition
+                    following = _after(name, layers, addition)
                     result = join(layer, following, args[0])
                     if result is not None:
                         args, joined = (result,), following
@@ -360,13 +360,13 @@ class Chain(Searchable):
         return type(self) is Chain
 
 
-def _after(name: str, layers: Mapping[str, Any]) -> Any:
-    """Give the layer after the one of a name, if there is one."""
+def _after(name: str, layers: Mapping[str, Any], last: Any) -> Any:
+    """Give the layer after the one of a name, or what comes after the last one."""
     names = iter(layers)
     while next(names) != name:
         pass
     following = next(names, None)
-    return None if following is None else layers[following]
+    return last if following is None else layers[following]
 
 
 def _nothing(*_: Any) -> None: ...
