@@ -1,15 +1,21 @@
-"""Models without values, and the published names of their layers."""
+"""Models without values, the published names of their layers, and a small model that stays as it is."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "foundationals" / "latent_diffusion" / "lora"))
+
+from small_models import assert_same, make_sd1, state_of
 
 from refiners.foundationals.clip import CLIPTextEncoderL
 from refiners.foundationals.latent_diffusion import (
@@ -22,6 +28,7 @@ from refiners.foundationals.latent_diffusion import (
     StableDiffusion_1,
     StableDiffusion_XL,
 )
+from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 
 _KEY_MAPS = Path(__file__).parents[2] / "data" / "conversion" / "key_maps.json.gz"
 
@@ -60,3 +67,17 @@ def model_of() -> Any:
         return StableDiffusion_XL(SDXLUNet(4, device=device), SDXLAutoencoder(device=device), text, device=device)
 
     return get
+
+
+@pytest.fixture(scope="module")
+def model() -> StableDiffusion_1:
+    return make_sd1()
+
+
+@pytest.fixture
+def manager(model: StableDiffusion_1) -> Iterator[SDLoraManager]:
+    """A manager of the model, which must be as it was after each test."""
+    before, made = state_of(model), SDLoraManager(model)
+    yield made
+    made.remove_all()
+    assert_same(before, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[2] / "foundationals" / "latent_diffus
 sys.path.append(str(Path(__file__).parent))
 
 from peft_trees import input_of, theirs_like, wrap
-from small_models import assert_same, make_sd1, names_of, state_of
+from small_models import names_of
 
 from refiners.foundationals.latent_diffusion import StableDiffusion_1
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
@@ -67,19 +67,6 @@ KINDS: dict[str, tuple[str, Make]] = {
     "DoRA of a LoKr": ("DoRA", lokr(weight_decompose=True)),
     "full": ("full difference", lambda layer: lycoris.FullModule("x", layer)),
 }
-
-
-@pytest.fixture(scope="module")
-def model() -> StableDiffusion_1:
-    return make_sd1()
-
-
-@pytest.fixture
-def manager(model: StableDiffusion_1) -> Iterator[SDLoraManager]:
-    before, made = state_of(model), SDLoraManager(model)
-    yield made
-    made.remove_all()
-    assert_same(before, model)
 
 
 def layer_of(model: StableDiffusion_1, name: str) -> Any:

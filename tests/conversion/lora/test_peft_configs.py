@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[2] / "foundationals" / "latent_diffus
 sys.path.append(str(Path(__file__).parent))
 
 from peft_trees import input_of, wrap
-from small_models import assert_same, make_sd1, names_of, state_of
+from small_models import names_of
 
 from refiners.conversion.lora import inspect_lora
 from refiners.foundationals.latent_diffusion import StableDiffusion_1
@@ -28,19 +27,6 @@ BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 LINEAR, SQUARE = f"{BLOCK}.ff.net.2", f"{BLOCK}.attn1.to_q"
 CONV, SQUARE_CONV = "up_blocks.1.resnets.2.conv1", "down_blocks.1.attentions.0.proj_in"
 LAYERS = ("conv_in", LINEAR, SQUARE, f"{BLOCK}.attn2.to_q", f"{BLOCK}.attn2.to_k", CONV, SQUARE_CONV)
-
-
-@pytest.fixture(scope="module")
-def model() -> StableDiffusion_1:
-    return make_sd1()
-
-
-@pytest.fixture
-def manager(model: StableDiffusion_1) -> Iterator[SDLoraManager]:
-    before, made = state_of(model), SDLoraManager(model)
-    yield made
-    made.remove_all()
-    assert_same(before, model)
 
 
 def layers_like(model: StableDiffusion_1, *names: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> StableDiffusion_1:
     return StableDiffusion_1.from_pretrained(folder)
-
-
-@pytest.fixture
-def manager(model: StableDiffusion_1) -> Iterator[SDLoraManager]:
-    made = SDLoraManager(model)
-    yield made
-    made.remove_all()
 
 
 def theirs(folder: Path, network: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[2] / "foundationals" / "latent_diffusion" / "lora"))
 
-from small_models import draw, make_sd1, names_of
+from small_models import draw, names_of
 
 from refiners.conversion.lora import inspect_lora, save_lora
 from refiners.fluxion.adapters.lora import ChannelFactors, Conv2dLora, HadamardFactors, LoraAdapter, WeightUpdate
@@ -21,18 +20,6 @@ from refiners.foundationals.latent_diffusion import StableDiffusion_1
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 
 PROJECTION = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2"
-
-
-@pytest.fixture(scope="module")
-def model() -> StableDiffusion_1:
-    return make_sd1()
-
-
-@pytest.fixture
-def manager(model: StableDiffusion_1) -> Iterator[SDLoraManager]:
-    made = SDLoraManager(model)
-    yield made
-    made.remove_all()
 
 
 @pytest.fixture(scope="module")
